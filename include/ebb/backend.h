@@ -78,17 +78,17 @@ enum ebb_io_flag {
  * submit(), for a synchronous backend). The backend may use `priv` as it likes meanwhile.
  */
 struct ebb_io {
-	uint32_t op;	/* enum ebb_io_op */
-	uint32_t flags; /* enum ebb_io_flag; unknown bits are ignored */
-	void *space;	/* from space_open() */
-	uint64_t handle; /* load: in. store: out, at most EBB_HANDLE_BITS bits */
-	void *buf;	/* page-aligned; store: read only; load: filled */
-	uint32_t len;	/* bytes, a power of two, 4096 to 2 MiB */
-	int32_t result; /* out: 0 or -errno */
+	uint32_t op;	       /* enum ebb_io_op */
+	uint32_t flags;	       /* enum ebb_io_flag; unknown bits are ignored */
+	void *space;	       /* from space_open() */
+	uint64_t handle;       /* load: in. store: out, at most EBB_HANDLE_BITS bits */
+	void *buf;	       /* page-aligned; store: read only; load: filled */
+	uint32_t len;	       /* bytes, a power of two, 4096 to 2 MiB */
+	int32_t result;	       /* out: 0 or -errno */
 	uint32_t stored_bytes; /* out, store: bytes that this object takes, overhead included */
 	uint32_t reserved;
 	uint64_t priv[2]; /* the backend's, from submit() to completion */
-	uint64_t user;	/* ebbd's */
+	uint64_t user;	  /* ebbd's */
 };
 
 struct ebb_option {
@@ -157,7 +157,7 @@ struct ebb_space_params {
 /* All I/O buffers that a worker will use, for backends that register them. */
 struct ebb_channel_params {
 	uint64_t size;
-	void *buffers;	       /* page-aligned */
+	void *buffers; /* page-aligned */
 	uint64_t buffers_bytes;
 	uint32_t queue_depth; /* I/Os in flight at most */
 	uint32_t reserved;
@@ -166,9 +166,9 @@ struct ebb_channel_params {
 struct ebb_backend {
 	uint64_t size; /* sizeof(struct ebb_backend) as the plugin knew it */
 	uint16_t abi_major, abi_minor;
-	uint32_t caps; /* enum ebb_backend_cap */
-	const char *name;	 /* the driver's name, as in its file name */
-	const char *description; /* one line */
+	uint32_t caps;			/* enum ebb_backend_cap */
+	const char *name;		/* the driver's name, as in its file name */
+	const char *description;	/* one line */
 	const char *const *option_help; /* "name: help" lines, NULL-terminated; may be NULL */
 
 	/*

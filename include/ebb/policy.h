@@ -63,21 +63,21 @@ struct ebb_block {
 	uint64_t first_unit;
 	uint64_t units;
 	uint32_t unit_bytes;
-	uint32_t gone; /* 1: unplugged */
+	uint32_t gone;	     /* 1: unplugged */
 	uint64_t guest_addr; /* guest-physical address, UINT64_MAX when not known */
 };
 
 enum ebb_fault_flag {
 	EBB_FAULT_WRITE = 1 << 0,
-	EBB_FAULT_LOADED = 1 << 1,   /* content came from a backend */
-	EBB_FAULT_ZERO = 1 << 2,     /* first touch, or content was zero */
+	EBB_FAULT_LOADED = 1 << 1,     /* content came from a backend */
+	EBB_FAULT_ZERO = 1 << 2,       /* first touch, or content was zero */
 	EBB_FAULT_PREFETCHED = 1 << 3, /* first use of a unit that was prefetched */
 };
 
 struct ebb_fault {
 	uint64_t unit;
 	uint32_t flags;
-	uint32_t thread; /* the faulting thread's id, 0 when not known */
+	uint32_t thread;  /* the faulting thread's id, 0 when not known */
 	uint64_t time_ns; /* CLOCK_MONOTONIC */
 };
 
@@ -128,9 +128,9 @@ struct ebb_policy_host {
 struct ebb_policy_vm {
 	uint64_t size;
 	const char *name;
-	uint64_t units;	       /* at attach time; on_resize tells more */
-	uint64_t seed;	       /* for randomised policies */
-	uint64_t window_ns;    /* the period of on_access windows */
+	uint64_t units;	    /* at attach time; on_resize tells more */
+	uint64_t seed;	    /* for randomised policies */
+	uint64_t window_ns; /* the period of on_access windows */
 };
 
 /* The units touched in one access window. Units outside [first, first + count) were not watched. */
@@ -145,9 +145,9 @@ struct ebb_access_window {
 struct ebb_policy {
 	uint64_t size; /* sizeof(struct ebb_policy) as the plugin knew it */
 	uint16_t abi_major, abi_minor;
-	uint32_t roles; /* enum ebb_policy_role */
-	const char *name;	 /* as in the file name */
-	const char *description; /* one line */
+	uint32_t roles;			/* enum ebb_policy_role */
+	const char *name;		/* as in the file name */
+	const char *description;	/* one line */
 	const char *const *option_help; /* "name: help" lines, NULL-terminated; may be NULL */
 
 	/* Once per loaded file. May be NULL. */

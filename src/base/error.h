@@ -15,19 +15,19 @@ struct error {
 	char desc[400];
 };
 
-#define ERROR_GENERIC	   "GenericError"
-#define ERROR_NOT_FOUND	   "NotFound"	   /* no VM, policy, backend ... of that name */
-#define ERROR_COMMAND	   "CommandNotFound"
-#define ERROR_ARGUMENT	   "InvalidArgument" /* missing, unknown, wrong type, out of range */
-#define ERROR_PROTOCOL	   "ProtocolError" /* not what the wire format says */
-#define ERROR_EXISTS	   "AlreadyExists"
-#define ERROR_BUSY	   "Busy"	   /* RAM with a userfaultfd already, job running */
-#define ERROR_IN_USE	   "RegionsInUse"  /* attach: the RAM belongs to a VM already attached */
-#define ERROR_PERMISSION   "PermissionDenied"
-#define ERROR_UNSUPPORTED  "Unsupported"   /* this kernel or build cannot */
-#define ERROR_NO_SPACE	   "NoSpace"	   /* would not fit */
-#define ERROR_LIMIT	   "LimitExceeded" /* more than one client may have */
-#define ERROR_CANCELLED	   "Cancelled"
+#define ERROR_GENERIC	  "GenericError"
+#define ERROR_NOT_FOUND	  "NotFound" /* no VM, policy, backend ... of that name */
+#define ERROR_COMMAND	  "CommandNotFound"
+#define ERROR_ARGUMENT	  "InvalidArgument" /* missing, unknown, wrong type, out of range */
+#define ERROR_PROTOCOL	  "ProtocolError"   /* not what the wire format says */
+#define ERROR_EXISTS	  "AlreadyExists"
+#define ERROR_BUSY	  "Busy"	 /* RAM with a userfaultfd already, job running */
+#define ERROR_IN_USE	  "RegionsInUse" /* attach: the RAM belongs to a VM already attached */
+#define ERROR_PERMISSION  "PermissionDenied"
+#define ERROR_UNSUPPORTED "Unsupported"	  /* this kernel or build cannot */
+#define ERROR_NO_SPACE	  "NoSpace"	  /* would not fit */
+#define ERROR_LIMIT	  "LimitExceeded" /* more than one client may have */
+#define ERROR_CANCELLED	  "Cancelled"
 
 /* Fills e and returns -code (code is a positive errno). */
 int error_set(struct error *e, int code, const char *cls, const char *fmt, ...)

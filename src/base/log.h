@@ -30,10 +30,10 @@ struct log_limit {
 /* True when a line may be written now; counts the dropped ones and says so when it opens again. */
 bool log_limit_pass(struct log_limit *limit);
 
-#define log_limited(limit, level, ...)                    \
-	do {                                              \
-		if (log_limit_pass(limit))                \
-			log_write((level), __VA_ARGS__);  \
+#define log_limited(limit, level, ...)                   \
+	do {                                             \
+		if (log_limit_pass(limit))               \
+			log_write((level), __VA_ARGS__); \
 	} while (0)
 
 #define log_error(...)	 log_write(LOG_ERROR, __VA_ARGS__)

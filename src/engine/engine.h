@@ -21,11 +21,11 @@
  * progress and belong on a thread of their own.
  */
 
-#define VM_NAME_MAX	 64
-#define REGION_ID_MAX	 64
-#define VM_REGIONS_MAX	 64 /* RAM blocks per VM */
-#define VM_ATTACH_MAX	 16 /* processes that map one VM's RAM */
-#define ENGINE_VMS_MAX	 1024
+#define VM_NAME_MAX	    64
+#define REGION_ID_MAX	    64
+#define VM_REGIONS_MAX	    64 /* RAM blocks per VM */
+#define VM_ATTACH_MAX	    16 /* processes that map one VM's RAM */
+#define ENGINE_VMS_MAX	    1024
 #define ENGINE_BACKENDS_MAX 15 /* bounded by the page table entry's tier field */
 
 struct engine;
@@ -51,10 +51,10 @@ enum engine_event_type {
 
 struct engine_event {
 	enum engine_event_type type;
-	char vm[VM_NAME_MAX];	    /* "" when it is not about one VM */
+	char vm[VM_NAME_MAX];	       /* "" when it is not about one VM */
 	char subject[PLUGIN_NAME_MAX]; /* backend or policy */
-	char detail[160];	    /* a sentence */
-	uint64_t value;		    /* bytes over the limit; address of the lost page */
+	char detail[160];	       /* a sentence */
+	uint64_t value;		       /* bytes over the limit; address of the lost page */
 };
 
 struct engine_config {
@@ -164,12 +164,12 @@ struct vm_info {
 	unsigned int n_tiers;
 	uint64_t limit_bytes, floor_bytes;
 	uint32_t weight;
-	char granularity[16];	/* "4K", "2M", "mixed" */
-	char memory_kind[24];	/* "shmem", "shmem-thp", "hugetlb", "mixed" */
+	char granularity[16]; /* "4K", "2M", "mixed" */
+	char memory_kind[24]; /* "shmem", "shmem-thp", "hugetlb", "mixed" */
 	char reclaim_policy[PLUGIN_NAME_MAX], prefetch_policy[PLUGIN_NAME_MAX];
-	char tracker[16];	/* "zap-scan", "helper-zap", "none" */
-	char io_guard[16];	/* "probe", "quarantine", "none" */
-	char suspended[160];	/* why eviction is suspended; "" when it is not */
+	char tracker[16];	 /* "zap-scan", "helper-zap", "none" */
+	char io_guard[16];	 /* "probe", "quarantine", "none" */
+	char suspended[160];	 /* why eviction is suspended; "" when it is not */
 	uint64_t overhead_bytes; /* page table + store overhead + policy and tracker state */
 	uint64_t table_bytes, store_overhead_bytes, policy_bytes;
 #define COUNTER(name, json, help) uint64_t name;
@@ -206,8 +206,8 @@ int engine_vm_set(struct engine *eng, const char *name, const struct vm_settings
 int engine_vm_reclaim(struct engine *eng, const char *name, uint64_t bytes, struct progress *p,
 		      uint64_t *reclaimed, struct error *e);
 /* Brings back all that is evicted, as far as the limit allows. Long. */
-int engine_vm_prefetch(struct engine *eng, const char *name, struct progress *p,
-		       uint64_t *fetched, struct error *e);
+int engine_vm_prefetch(struct engine *eng, const char *name, struct progress *p, uint64_t *fetched,
+		       struct error *e);
 /* Detaches a VM on the operator's word, as engine_detach() does. Long. */
 int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, struct error *e);
 

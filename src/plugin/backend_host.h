@@ -19,8 +19,8 @@ struct backend_env {
 			uint64_t bytes);
 };
 
-struct backend;	       /* an instance */
-struct backend_space;  /* one VM's part of an instance */
+struct backend;		/* an instance */
+struct backend_space;	/* one VM's part of an instance */
 struct backend_channel; /* one thread's way in */
 
 /*

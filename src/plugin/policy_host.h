@@ -42,8 +42,7 @@ struct policy *policy_of(const struct policy_instance *i);
  * An instance that overran its budget too often answers as the null policy does;
  * policy_failed() then tells why.
  */
-int policy_config(struct policy_instance *i, const struct ebb_policy_option *opt,
-		  struct error *e);
+int policy_config(struct policy_instance *i, const struct ebb_policy_option *opt, struct error *e);
 void policy_on_resize(struct policy_instance *i, uint64_t units);
 /* Fault path: bounded, no allocation. At most max ranges. */
 uint32_t policy_prefetch_fault(struct policy_instance *i, const struct ebb_fault *f,
