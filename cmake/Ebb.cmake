@@ -49,12 +49,16 @@ endfunction()
 
 # ebb_test(NAME SOURCES ... DEPS ... [LABELS ...] [TIMEOUT s] [ARGS ...]):
 # a test program; exit status 77 means "skipped, and the output says where else it runs".
+# Labels say which stages of scripts/check run it (docs/testing.md); without one it is "unit".
 function(ebb_test name)
   cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;DEPS;LABELS;ARGS" ${ARGN})
   add_executable(${name} ${A_SOURCES})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/tests)
   target_link_libraries(${name} PRIVATE ${A_DEPS} Threads::Threads)
   add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+  if(NOT A_LABELS)
+    set(A_LABELS unit)
+  endif()
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 60)
   endif()
@@ -62,10 +66,14 @@ function(ebb_test name)
     LABELS "${A_LABELS}" ENVIRONMENT "EBB_BUILD=${CMAKE_BINARY_DIR}")
 endfunction()
 
-# ebb_script_test(NAME SCRIPT [LABELS ...] [TIMEOUT s] [ARGS ...]): the same for a script.
+# ebb_script_test(NAME SCRIPT [LABELS ...] [TIMEOUT s] [ARGS ...]): the same for a script;
+# without a label it is "integration".
 function(ebb_script_test name script)
   cmake_parse_arguments(A "" "TIMEOUT" "LABELS;ARGS" ${ARGN})
   add_test(NAME ${name} COMMAND ${script} ${A_ARGS})
+  if(NOT A_LABELS)
+    set(A_LABELS integration)
+  endif()
   if(NOT A_TIMEOUT)
     set(A_TIMEOUT 120)
   endif()
