@@ -44,6 +44,12 @@ struct ebb_policy_option {
 	const char *value; /* text; sizes may carry K, M, G, T */
 };
 
+/*
+ * Every policy that holds memory for a VM reports it as a gauge of this name, in bytes: the engine
+ * adds it to the VM's overhead.
+ */
+#define EBB_POLICY_STAT_STATE_BYTES "state-bytes"
+
 struct ebb_policy_stat {
 	const char *name; /* kebab-case, static */
 	const char *help; /* one line, static */
@@ -142,6 +148,12 @@ struct ebb_access_window {
 	uint64_t window_ns;	  /* how long the window was */
 };
 
+/* What an instance wants to be told at present; see ebb_policy.wants. */
+enum ebb_policy_want {
+	EBB_POLICY_WANT_FAULTS = 1 << 0,  /* on_fault */
+	EBB_POLICY_WANT_WINDOWS = 1 << 1, /* on_access */
+};
+
 struct ebb_policy {
 	uint64_t size; /* sizeof(struct ebb_policy) as the plugin knew it */
 	uint16_t abi_major, abi_minor;
@@ -171,7 +183,7 @@ struct ebb_policy {
 	 */
 	uint32_t (*on_fault)(void *instance, const struct ebb_fault *fault, struct ebb_range *out,
 			     uint32_t max);
-	/* One access window is over. May be NULL: then no windows are taken for this instance. */
+	/* One access window is over. May be NULL: then no windows are taken for it; see wants. */
 	void (*on_access)(void *instance, const struct ebb_access_window *window);
 	/*
 	 * Reclaim: name about `want` units to evict, coldest first, as at most max ranges; returns
@@ -199,6 +211,13 @@ struct ebb_policy {
 	int (*restore)(void *instance, const void *buf, uint64_t bytes);
 	uint32_t state_version; /* of what save writes; restore is given only the same */
 	uint32_t reserved;
+
+	/*
+	 * Which of the hooks that cost the VM something are of use with the present options, as a
+	 * mask of enum ebb_policy_want: a tracker's windows are taken only for those who read
+	 * them. Asked after attach and after every config. NULL: all hooks that are there.
+	 */
+	uint32_t (*wants)(void *instance);
 };
 
 /* The one symbol that a policy exports. */

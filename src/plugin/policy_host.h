@@ -60,6 +60,8 @@ uint32_t policy_stats(struct policy_instance *i, struct ebb_policy_stat *out, ui
 int64_t policy_save(struct policy_instance *i, void *buf, uint64_t max);
 int policy_restore(struct policy_instance *i, const void *buf, uint64_t bytes, uint32_t version);
 uint32_t policy_state_version(const struct policy_instance *i);
+/* Memory held for this instance: the wrapper's own, and what the policy reports. A serial hook. */
+uint64_t policy_state_bytes(struct policy_instance *i);
 
 /* NULL, or why this instance is put aside (static or instance-owned text). */
 const char *policy_failed(const struct policy_instance *i);
