@@ -111,16 +111,14 @@ class Guest:
         except OSError:
             return ""
 
-    def wait_ready(self, timeout=90.0, tick=None):
-        """Waits until the guest's agent answers; tick() is called about ten times a second."""
+    def wait_ready(self, timeout=90.0):
+        """Waits until the guest's agent answers."""
         self.qmp = Qmp(self._path("qmp"), self.child)
         sock = connect_unix(self._path("agent"), self.child)
         sock.settimeout(0.1)
         lines = Lines(sock)
 
         def hello():
-            if tick:
-                tick()
             try:
                 return lines.line().startswith(b"hello")
             except TimeoutError:

@@ -64,7 +64,7 @@ class Child:
 
 class Scope:
     """A temporary folder and the processes of one run; leaving it ends and removes them all,
-    newest first, also on Ctrl-C and SIGTERM (turned into KeyboardInterrupt here)."""
+    newest first, also on Ctrl-C and SIGTERM (both a KeyboardInterrupt here)."""
 
     def __init__(self, keep=False):
         self.stack = contextlib.ExitStack()
@@ -74,7 +74,8 @@ class Scope:
     def __enter__(self):
         def interrupt(_sig, _frame):
             raise KeyboardInterrupt
-        for sig in (signal.SIGTERM, signal.SIGHUP):
+        # SIGINT too: a shell starts what it puts in the background with SIGINT ignored.
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(sig, interrupt)
         # Short: a unix socket's path has 108 bytes at most.
         self.folder = tempfile.mkdtemp(prefix="ebb-")
