@@ -6,27 +6,9 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "sys/folio_probe_abi.h" /* enum folio_verdict, FOLIO_PROBE_MAX */
 
 struct folio_probe;
-
-/* The most pages of one folio_probe_check(). */
-#define FOLIO_PROBE_MAX 512
-
-enum folio_verdict {
-	/* Nothing is cached at that index. */
-	FOLIO_HOLE = 0,
-	/* Cached, and every reference is one of the page cache's or of a page table's. */
-	FOLIO_IDLE = 1,
-	/*
-	 * Somebody else holds a reference (a pin for DMA, O_DIRECT in flight, a pipe, ...), or the
-	 * page was changing while it was looked at. A page that was just added to the cache is held
-	 * by a per-CPU batch until some 15 to 31 others have followed on that CPU: that is BUSY
-	 * too.
-	 */
-	FOLIO_BUSY = 2,
-	/* Not to be told: swapped out, or a kind of folio that this kernel's rules do not cover. */
-	FOLIO_UNKNOWN = 3,
-};
 
 /*
  * Loads the probe and tries it on pages of its own, pinned and not: a probe that opens is one that

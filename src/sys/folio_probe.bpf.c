@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* folio_probe.bpf.c: the kernel's half of the folio probe: finds folios and counts references. */
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#include "folio_probe_abi.h"
+
+/*
+ * Theory of operation. A program of type syscall, run by the daemon with BPF_PROG_RUN in its own
+ * context. It goes from the file descriptor to the file's page cache (an xarray), finds the folio
+ * at each index, and compares its references with those that are accounted for:
+ *
+ *	the page cache	one for each page (on hugetlbfs before Linux 6.7: one in all)
+ *	page tables	one for each mapping of any of its pages, PTE or PMD
+ *
+ * Anything above is a pin, an I/O in flight, a pipe, an LRU batch, ... Nothing here takes a lock
+ * or a reference, so each folio is looked at twice, from the root of the tree, in the order
+ * mappings, references, mappings, references. Only two looks that agree in everything count; the
+ * folio must belong to this file at this index after its counts were read. References are taken
+ * before a page is mapped and dropped after it is unmapped, so at every moment there are at least
+ * as many as the formula says, and a pin that outlasts both looks cannot hide in one change.
+ *
+ * The kernel's structures are declared here with just the members that are used, and relocated to
+ * those of the running kernel at load time (CO-RE); what differs between kernels is told apart by
+ * which members exist. Tree nodes are read under RCU where programs may take it (Linux 6.2); where
+ * not, a freed node can only lead to something that the second look or the folio's own mapping and
+ * index refute.
+ */
+
+#define RELOCATED __attribute__((preserve_access_index))
+
+/* ---- the kernel's structures, as far as they are used ---- */
+
+typedef struct {
+	int counter;
+} RELOCATED atomic_t;
+
+struct xarray {
+	void *xa_head;
+} RELOCATED;
+
+struct xa_node {
+	unsigned char shift;
+	void *slots[64];
+} RELOCATED;
+
+struct super_block {
+	unsigned long s_magic;
+} RELOCATED;
+
+struct inode {
+	struct super_block *i_sb;
+	__u8 i_blkbits;
+} RELOCATED;
+
+struct address_space {
+	struct inode *host;
+	struct xarray i_pages;
+} RELOCATED;
+
+struct file {
+	struct address_space *f_mapping;
+} RELOCATED;
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+} RELOCATED;
+
+struct files_struct {
+	struct fdtable *fdt;
+} RELOCATED;
+
+struct task_struct {
+	struct files_struct *files;
+} RELOCATED;
+
+struct page {
+	atomic_t _mapcount;
+} RELOCATED;
+
+struct folio {
+	struct address_space *mapping;
+	unsigned long index;
+	atomic_t _mapcount;
+	atomic_t _refcount;
+	atomic_t _pincount; /* of large folios */
+} RELOCATED;
+
+/* Before Linux 6.18, and since. */
+struct folio___flags_word {
+	unsigned long flags;
+} RELOCATED;
+
+struct flags_struct {
+	unsigned long f;
+} RELOCATED;
+
+struct folio___flags_struct {
+	struct flags_struct flags;
+} RELOCATED;
+
+/* The size of a large folio: 6.15 and later; before. */
+struct folio___nr_pages {
+	unsigned int _nr_pages;
+} RELOCATED;
+
+struct folio___folio_nr_pages {
+	unsigned int _folio_nr_pages;
+} RELOCATED;
+
+/* All mappings of all its pages together: 6.10 and later. */
+struct folio___large {
+	atomic_t _large_mapcount;
+} RELOCATED;
+
+/* 6.3 to 6.9: mappings of the whole; those of single pages are in their struct page. */
+struct folio___entire {
+	atomic_t _entire_mapcount;
+} RELOCATED;
+
+/* 6.1: mappings of the whole, which the single pages' counts include. */
+struct folio___total {
+	atomic_t _total_mapcount;
+} RELOCATED;
+
+enum pageflags {
+	PG_head,
+};
+
+extern void bpf_rcu_read_lock(void) __ksym __weak;
+extern void bpf_rcu_read_unlock(void) __ksym __weak;
+
+/* ---- constants ---- */
+
+#define EBADF	    9
+#define EFAULT	    14
+#define EINVAL	    22
+#define EMEDIUMTYPE 124
+
+#define PAGE_SHIFT	12
+#define TMPFS_MAGIC	0x01021994
+#define HUGETLBFS_MAGIC 0x958458f6
+#define CHUNK_SHIFT	6
+#define CHUNK_SIZE	(1 << CHUNK_SHIFT)
+#define TREE_LEVELS	11 /* 64 bits of index */
+#define ENTRY_RETRY	((256 << 2) | 2)
+#define HUGE_ORDER_MIN	CHUNK_SHIFT /* smaller ones are not told apart by their depth */
+#define FOLIO_PAGES_MAX (1 << 18)
+#define MAPS_UNKNOWN	(-1)
+
+/* In which unit hugetlbfs indexes its page cache: huge pages until Linux 6.6, pages since. */
+enum huge_units { UNITS_UNSEEN = 0, UNITS_HUGE, UNITS_PAGES };
+
+/* Set by the loader before the program is loaded. */
+const volatile _Bool have_rcu = 0;
+
+/* A fact about the kernel, learnt from the first huge page seen; every racing writer agrees. */
+static int huge_units;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1); /* set by the loader */
+	__type(key, __u32);
+	__type(value, struct folio_probe_slot);
+} slots SEC(".maps");
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* ---- the tree ---- */
+
+struct place {
+	__u64 entry; /* 0: nothing */
+	_Bool deep;  /* it lies in a node whose slots are of 64 pages or more */
+};
+
+static __always_inline _Bool is_internal(__u64 entry)
+{
+	return (entry & 3) == 2;
+}
+
+static __always_inline _Bool is_node(__u64 entry)
+{
+	return is_internal(entry) && entry > 4096;
+}
+
+static __always_inline _Bool is_sibling(__u64 entry)
+{
+	return is_internal(entry) && entry < (((CHUNK_SIZE - 1) << 2) | 2);
+}
+
+/* Every read that fails reads as "retry", never as a hole. */
+static __always_inline __u64 read_slot(__u64 node, __u64 slot)
+{
+	__u64 entry, offset = bpf_core_field_offset(struct xa_node, slots);
+
+	if (bpf_probe_read_kernel(&entry, sizeof(entry),
+				  (void *)(node + offset + (slot & (CHUNK_SIZE - 1)) * 8)))
+		return ENTRY_RETRY;
+	return entry;
+}
+
+static __always_inline void descend(struct address_space *mapping, __u64 index, struct place *p)
+{
+	__u64 entry, node;
+	__u8 shift = 0;
+
+	p->deep = 0;
+	p->entry = ENTRY_RETRY;
+	if (bpf_core_read(&entry, sizeof(entry), &mapping->i_pages.xa_head))
+		return;
+	if (!is_node(entry)) {
+		/* A tree of one entry, at index 0. */
+		p->entry = index ? 0 : entry;
+		return;
+	}
+	for (int level = 0; level < TREE_LEVELS; level++) {
+		node = entry - 2;
+		if (bpf_core_read(&shift, sizeof(shift), &((struct xa_node *)node)->shift) ||
+		    shift > 60)
+			return;
+		/* The root's slots end somewhere: behind them is nothing. */
+		if (!level && (index >> shift) >= CHUNK_SIZE) {
+			p->entry = 0;
+			return;
+		}
+		entry = read_slot(node, index >> shift);
+		if (is_sibling(entry))
+			entry = read_slot(node, entry >> 2);
+		if (!is_node(entry)) {
+			p->deep = shift >= CHUNK_SHIFT;
+			p->entry = entry;
+			return;
+		}
+	}
+}
+
+static __noinline int walk(struct address_space *mapping, __u64 index, struct place *p)
+{
+	if (!p)
+		return 0;
+	if (have_rcu)
+		bpf_rcu_read_lock();
+	descend(mapping, index, p);
+	if (have_rcu)
+		bpf_rcu_read_unlock();
+	return 0;
+}
+
+/* ---- files ---- */
+
+struct cache {
+	struct address_space *mapping;
+	__u32 order; /* of the pages of hugetlbfs; 0: tmpfs */
+};
+
+static __always_inline int find_cache(__u32 fd, struct cache *c)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct file **fds = 0, *file = 0;
+	struct files_struct *files = 0;
+	struct address_space *mapping = 0;
+	struct super_block *sb = 0;
+	struct fdtable *fdt = 0;
+	struct inode *host = 0;
+	unsigned int max_fds = 0;
+	unsigned long magic = 0;
+	__u8 blkbits = 0;
+
+	if (bpf_core_read(&files, sizeof(files), &task->files) ||
+	    bpf_core_read(&fdt, sizeof(fdt), &files->fdt) ||
+	    bpf_core_read(&max_fds, sizeof(max_fds), &fdt->max_fds) ||
+	    bpf_core_read(&fds, sizeof(fds), &fdt->fd))
+		return -EFAULT;
+	if (fd >= max_fds || bpf_probe_read_kernel(&file, sizeof(file), fds + fd) || !file)
+		return -EBADF;
+	if (bpf_core_read(&mapping, sizeof(mapping), &file->f_mapping) ||
+	    bpf_core_read(&host, sizeof(host), &mapping->host) ||
+	    bpf_core_read(&sb, sizeof(sb), &host->i_sb) ||
+	    bpf_core_read(&magic, sizeof(magic), &sb->s_magic) ||
+	    bpf_core_read(&blkbits, sizeof(blkbits), &host->i_blkbits))
+		return -EFAULT;
+	if (magic != TMPFS_MAGIC && magic != HUGETLBFS_MAGIC)
+		return -EMEDIUMTYPE;
+	c->mapping = mapping;
+	c->order = magic == HUGETLBFS_MAGIC ? blkbits - PAGE_SHIFT : 0;
+	return 0;
+}
+
+/* Finds the huge page at the index (in small pages), whichever way this kernel files it. */
+static __always_inline void find_huge(const struct cache *c, __u64 index, struct place *p)
+{
+	__u64 huge = index >> c->order;
+
+	if (huge_units != UNITS_HUGE) {
+		walk(c->mapping, huge << c->order, p);
+		if (p->entry && p->deep)
+			huge_units = UNITS_PAGES;
+		if (p->entry && !p->deep)
+			huge_units = UNITS_HUGE;
+		if (huge_units == UNITS_PAGES)
+			return;
+	}
+	walk(c->mapping, huge, p);
+	if (!p->entry)
+		return;
+	/* A page of its size where only small ones fit, or the page at another index. */
+	huge_units = p->deep ? UNITS_PAGES : UNITS_HUGE;
+	if (p->deep)
+		p->entry = 0;
+}
+
+/* ---- folios ---- */
+
+struct sum {
+	__u64 page; /* the address of the first struct page */
+	__s64 maps;
+	_Bool failed;
+};
+
+static long add_page(__u32 i, struct sum *s)
+{
+	struct page *page = (void *)(s->page + (__u64)i * bpf_core_type_size(struct page));
+	int count;
+
+	if (bpf_core_read(&count, sizeof(count), &page->_mapcount.counter)) {
+		s->failed = 1;
+		return 1;
+	}
+	s->maps += count + 1;
+	return 0;
+}
+
+/* How often the pages of a large folio are mapped, on kernels that keep no sum. */
+static __always_inline __s64 maps_by_page(struct folio *folio, __u32 pages, _Bool huge)
+{
+	struct sum s = {.page = (__u64)folio};
+	int entire = 0;
+
+	if (bpf_core_field_exists(struct folio___entire, _entire_mapcount)) {
+		struct folio___entire *f = (void *)folio;
+
+		if (bpf_core_read(&entire, sizeof(entire), &f->_entire_mapcount.counter))
+			return MAPS_UNKNOWN;
+	} else if (bpf_core_field_exists(struct folio___total, _total_mapcount)) {
+		struct folio___total *f = (void *)folio;
+
+		if (bpf_core_read(&entire, sizeof(entire), &f->_total_mapcount.counter))
+			return MAPS_UNKNOWN;
+	} else {
+		return MAPS_UNKNOWN;
+	}
+	entire++;
+	if (huge)
+		return entire;
+	bpf_loop(pages, add_page, &s, 0);
+	if (s.failed)
+		return MAPS_UNKNOWN;
+	if (!bpf_core_field_exists(struct folio___entire, _entire_mapcount))
+		s.maps -= (__s64)entire * pages;
+	return s.maps + entire;
+}
+
+static __always_inline __s64 maps_of(struct folio *folio, __u32 pages, _Bool huge)
+{
+	int count;
+
+	if (pages == 1) {
+		if (bpf_core_read(&count, sizeof(count), &folio->_mapcount.counter))
+			return MAPS_UNKNOWN;
+		return count + 1;
+	}
+	if (bpf_core_field_exists(struct folio___large, _large_mapcount)) {
+		struct folio___large *f = (void *)folio;
+
+		if (bpf_core_read(&count, sizeof(count), &f->_large_mapcount.counter))
+			return MAPS_UNKNOWN;
+		return count + 1;
+	}
+	return maps_by_page(folio, pages, huge);
+}
+
+/* The pages of a folio; 0 when it cannot be told. */
+static __always_inline __u32 pages_of(struct folio *folio)
+{
+	unsigned long flags = 0;
+	unsigned int pages = 0;
+
+	if (bpf_core_field_exists(struct folio___flags_struct, flags.f)) {
+		struct folio___flags_struct *f = (void *)folio;
+
+		if (bpf_core_read(&flags, sizeof(flags), &f->flags.f))
+			return 0;
+	} else {
+		struct folio___flags_word *f = (void *)folio;
+
+		if (bpf_core_read(&flags, sizeof(flags), &f->flags))
+			return 0;
+	}
+	if (!(flags & (1UL << bpf_core_enum_value(enum pageflags, PG_head))))
+		return 1;
+	if (bpf_core_field_exists(struct folio___nr_pages, _nr_pages)) {
+		struct folio___nr_pages *f = (void *)folio;
+
+		if (bpf_core_read(&pages, sizeof(pages), &f->_nr_pages))
+			return 0;
+	} else if (bpf_core_field_exists(struct folio___folio_nr_pages, _folio_nr_pages)) {
+		struct folio___folio_nr_pages *f = (void *)folio;
+
+		if (bpf_core_read(&pages, sizeof(pages), &f->_folio_nr_pages))
+			return 0;
+	}
+	return pages > 1 && pages <= FOLIO_PAGES_MAX ? pages : 0;
+}
+
+/* ---- a look ---- */
+
+struct look {
+	__u64 entry;
+	__s64 refs, maps;
+	__u32 pages;
+	__u8 verdict;
+};
+
+/* Is the folio, after all was read from it, still this file's at this index? */
+static __always_inline _Bool is_ours(struct folio *folio, const struct cache *c, __u64 index,
+				     __u32 pages)
+{
+	struct address_space *mapping = 0;
+	unsigned long first = 0;
+
+	if (bpf_core_read(&mapping, sizeof(mapping), &folio->mapping) ||
+	    bpf_core_read(&first, sizeof(first), &folio->index) || mapping != c->mapping)
+		return 0;
+	if (c->order && huge_units == UNITS_HUGE)
+		return first == index >> c->order;
+	return index - first < pages;
+}
+
+static __noinline int look(const struct cache *c, __u64 index, struct look *l)
+{
+	struct place p = {};
+	struct folio *folio;
+	int refs, pins = 0;
+	__s64 cached;
+
+	if (!c || !l)
+		return 0;
+	if (c->order)
+		find_huge(c, index, &p);
+	else
+		walk(c->mapping, index, &p);
+	l->entry = p.entry;
+	l->refs = 0;
+	l->maps = 0;
+	l->pages = 0;
+	if (!p.entry) {
+		l->verdict = FOLIO_HOLE;
+		return 0;
+	}
+	/* An odd one holds a swap entry, an internal one is in the middle of a change. */
+	if (p.entry & 3) {
+		l->verdict = p.entry & 1 ? FOLIO_UNKNOWN : FOLIO_BUSY;
+		return 0;
+	}
+	folio = (void *)p.entry;
+	l->verdict = FOLIO_BUSY;
+	l->pages = pages_of(folio);
+	if (!l->pages)
+		return 0;
+	l->maps = maps_of(folio, l->pages, c->order != 0);
+	if (bpf_core_read(&refs, sizeof(refs), &folio->_refcount.counter))
+		return 0;
+	l->refs = refs;
+	if (l->pages > 1 && bpf_core_field_exists(struct folio, _pincount) &&
+	    bpf_core_read(&pins, sizeof(pins), &folio->_pincount.counter))
+		return 0;
+	if (!is_ours(folio, c, index, l->pages))
+		return 0;
+	if (l->maps == MAPS_UNKNOWN) {
+		l->verdict = FOLIO_UNKNOWN;
+		return 0;
+	}
+	cached = c->order && huge_units == UNITS_HUGE ? 1 : l->pages;
+	if (!pins && l->refs == cached + l->maps)
+		l->verdict = FOLIO_IDLE;
+	return 0;
+}
+
+static __always_inline __u8 verdict_of(const struct cache *c, __u64 index, __u32 flags)
+{
+	struct look a = {}, b = {};
+
+	look(c, index, &a);
+	look(c, index, &b);
+	if (a.entry != b.entry || a.refs != b.refs || a.maps != b.maps || a.pages != b.pages ||
+	    a.verdict != b.verdict)
+		return FOLIO_BUSY;
+	if (a.pages > 1 && !(flags & FOLIO_PROBE_LARGE_OK))
+		return FOLIO_UNKNOWN;
+	return a.verdict;
+}
+
+struct batch {
+	struct folio_probe_slot *slot;
+	struct cache cache;
+	__u32 flags;
+};
+
+static long probe_one(__u32 i, struct batch *b)
+{
+	if (i >= FOLIO_PROBE_MAX)
+		return 1;
+	b->slot->verdict[i] = verdict_of(&b->cache, b->slot->index[i], b->flags);
+	return 0;
+}
+
+SEC("syscall")
+int folio_probe(struct folio_probe_call *call)
+{
+	__u32 slot = call->slot;
+	struct batch b = {.flags = call->flags};
+	int r;
+
+	b.slot = bpf_map_lookup_elem(&slots, &slot);
+	if (!b.slot || call->n > FOLIO_PROBE_MAX)
+		return -EINVAL;
+	r = find_cache(call->fd, &b.cache);
+	if (r)
+		return r;
+	/* Small huge pages look the same in both ways of filing them: not understood. */
+	if (b.cache.order && b.cache.order < HUGE_ORDER_MIN)
+		return -EMEDIUMTYPE;
+	bpf_loop(call->n, probe_one, &b, 0);
+	return 0;
+}
