@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* native_args.c: the arguments of the native dialect's commands. */
+#include "attach/native_request.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "attach/member.h"
+#include "attach/region_check.h"
+
+int native_parse_nothing(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {NULL};
+
+	(void)req;
+	return args ? member_known(args, "arguments", known, e) : 0;
+}
+
+/* arguments must be there and hold nothing else. */
+static int args_known(json_t *args, const char *const *known, struct error *e)
+{
+	if (!args)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "arguments is missing");
+	return member_known(args, "arguments", known, e);
+}
+
+static int parse_vm(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"name", "uuid", "pid", NULL};
+	const char *where = "arguments.vm";
+	uint64_t pid; /* a label; the kernel says who the client is */
+	json_t *vm;
+	int r = member_object(args, "arguments", "vm", &vm, e);
+
+	if (!r)
+		r = member_known(vm, where, known, e);
+	if (!r)
+		r = member_name(vm, where, "name", req->vm_name, sizeof(req->vm_name), e);
+	if (!r)
+		r = member_name_absent(vm, where, "uuid", req->uuid, sizeof(req->uuid), e);
+	if (!r)
+		r = member_u64_absent(vm, where, "pid", &pid, e);
+	return r;
+}
+
+static int parse_region(json_t *v, const char *where, struct attach_region *out, struct error *e)
+{
+	static const char *const known[] = {"id",    "host_addr",    "size",	   "page_size",
+					    "memfd", "memfd_offset", "guest_addr", NULL};
+	struct attach_region region = {.guest_addr = UINT64_MAX};
+	uint64_t page_size, memfd;
+	int r = member_known(v, where, known, e);
+
+	if (!r)
+		r = member_name(v, where, "id", region.id, sizeof(region.id), e);
+	if (!r)
+		r = member_u64(v, where, "host_addr", &region.host_addr, e);
+	if (!r)
+		r = member_u64(v, where, "size", &region.size, e);
+	if (!r)
+		r = member_u64(v, where, "page_size", &page_size, e);
+	if (!r)
+		r = member_u64(v, where, "memfd", &memfd, e);
+	if (!r)
+		r = member_u64(v, where, "memfd_offset", &region.memfd_offset, e);
+	if (!r)
+		r = member_u64_absent(v, where, "guest_addr", &region.guest_addr, e);
+	if (r)
+		return r;
+	/* Too large for their types is as wrong as any other wrong value. */
+	region.page_size = page_size > UINT32_MAX ? UINT32_MAX : (uint32_t)page_size;
+	region.memfd = memfd > INT32_MAX ? INT32_MAX : (int)memfd;
+	r = region_check_one(&region, e);
+	if (!r)
+		*out = region;
+	return r;
+}
+
+/* Every memfd is named by a region and every region names a memfd: [first, n_fds). */
+static int check_indices(const struct native_request *req, int first, struct error *e)
+{
+	bool named[FRAME_FDS_MAX] = {false};
+
+	for (unsigned int i = 0; i < req->n_regions; i++) {
+		const struct attach_region *region = &req->regions[i];
+
+		if (region->memfd < first)
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "region %s: memfd is %d, which is the userfaultfd",
+					 region->id, region->memfd);
+		if (region->memfd >= req->n_fds)
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "region %s: memfd is %d, but the message carries %d "
+					 "descriptors",
+					 region->id, region->memfd, req->n_fds);
+		named[region->memfd] = true;
+	}
+	for (int i = first; i < req->n_fds; i++)
+		if (!named[i])
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "descriptor %d is named by no region", i);
+	return 0;
+}
+
+static int parse_regions(struct native_request *req, json_t *args, struct error *e)
+{
+	json_t *regions, *v;
+	size_t i;
+	int r = member_array(args, "arguments", "regions", &regions, e);
+
+	if (r)
+		return r;
+	if (!json_array_size(regions))
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "arguments.regions is empty");
+	if (json_array_size(regions) > VM_REGIONS_MAX)
+		return error_set(e, E2BIG, ERROR_LIMIT,
+				 "arguments.regions has %zu entries; a VM may have %d",
+				 json_array_size(regions), VM_REGIONS_MAX);
+	req->regions = calloc(json_array_size(regions), sizeof(*req->regions));
+	if (!req->regions)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	json_array_foreach(regions, i, v) {
+		char where[40];
+
+		snprintf(where, sizeof(where), "arguments.regions[%zu]", i);
+		r = parse_region(v, where, &req->regions[i], e);
+		if (r)
+			return r;
+		req->n_regions++;
+	}
+	r = region_check_overlap(req->regions, req->n_regions, e);
+	return r ? r : check_indices(req, 1, e);
+}
+
+/* Which of our requests the client serves. */
+static int parse_requests(struct native_request *req, json_t *args, struct error *e)
+{
+	json_t *list, *v;
+	size_t i;
+	int r;
+
+	if (!json_object_get(args, "requests"))
+		return 0;
+	r = member_array(args, "arguments", "requests", &list, e);
+	if (r)
+		return r;
+	json_array_foreach(list, i, v) {
+		char quoted[48];
+
+		if (!json_is_string(v))
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "arguments.requests[%zu] is not a string", i);
+		if (strcmp(json_string_value(v), "zap"))
+			return error_set(
+				e, EINVAL, ERROR_ARGUMENT,
+				"arguments.requests: this daemon has no request \"%s\"",
+				member_quote(json_string_value(v), quoted, sizeof(quoted)));
+		req->serves_zap = true;
+	}
+	return 0;
+}
+
+int native_parse_attach(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"version", "vm",	   "regions", "secondary",
+					    "keep",    "requests", NULL};
+	const char *where = "arguments";
+	uint64_t version;
+	int r = args_known(args, known, e);
+
+	if (!r)
+		r = member_u64(args, where, "version", &version, e);
+	if (!r && version != NATIVE_VERSION)
+		return error_set(e, EPROTO, ERROR_UNSUPPORTED,
+				 "arguments.version is %" PRIu64 "; this daemon speaks version %d",
+				 version, NATIVE_VERSION);
+	if (!r)
+		r = parse_vm(req, args, e);
+	if (!r)
+		r = member_bool_absent(args, where, "secondary", &req->secondary, e);
+	if (!r)
+		r = member_bool_absent(args, where, "keep", &req->keep, e);
+	if (!r)
+		r = parse_requests(req, args, e);
+	if (!r)
+		r = parse_regions(req, args, e);
+	return r;
+}
+
+int native_parse_region(struct native_request *req, json_t *args, struct error *e)
+{
+	int r;
+
+	if (!args)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "arguments is missing");
+	req->regions = calloc(1, sizeof(*req->regions));
+	if (!req->regions)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	r = parse_region(args, "arguments", req->regions, e);
+	if (r)
+		return r;
+	req->n_regions = 1;
+	return check_indices(req, 0, e);
+}
+
+int native_parse_remove(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"id", "discard", NULL};
+	int r = args_known(args, known, e);
+
+	if (!r)
+		r = member_name(args, "arguments", "id", req->id, sizeof(req->id), e);
+	if (!r)
+		r = member_bool_absent(args, "arguments", "discard", &req->discard, e);
+	return r;
+}
+
+int native_parse_range(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"id", "offset", "size", NULL};
+	int r = args_known(args, known, e);
+
+	if (!r)
+		r = member_name(args, "arguments", "id", req->id, sizeof(req->id), e);
+	if (!r)
+		r = member_u64(args, "arguments", "offset", &req->offset, e);
+	if (!r)
+		r = member_u64(args, "arguments", "size", &req->size, e);
+	if (!r && !req->size)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "arguments.size is 0");
+	if (!r && req->size > MEMBER_U64_MAX - req->offset)
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "arguments.offset + arguments.size wraps around");
+	return r;
+}

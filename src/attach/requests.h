@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* requests.h: what the engine asks of a client, and the client's answers. */
+#ifndef ATTACH_REQUESTS_H
+#define ATTACH_REQUESTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "attach/worker.h"
+#include "engine/engine.h"
+
+struct requests;
+
+/* Takes the line (malloc'ed, with its newline) to the client; in the loop. 0 or -errno. */
+typedef int (*requests_send_fn)(void *ctx, char *line, size_t bytes);
+
+/* What goes into struct attach_request; its client is the struct requests. */
+extern const struct attach_client_ops requests_ops;
+
+/* Borrows pool and ctx. Starts out closed. */
+int requests_new(struct worker_pool *pool, uint32_t timeout_ms, requests_send_fn send, void *ctx,
+		 struct requests **out);
+/* From now on requests are sent / are refused with -ENOTCONN, those that wait as well. */
+void requests_open(struct requests *r);
+void requests_close(struct requests *r);
+/*
+ * An answer came; ok: it was "return", no error. Returns 0, also for an answer that came too late,
+ * or -ENOENT when no request ever had this id.
+ */
+int requests_answer(struct requests *r, uint64_t id, bool ok);
+/*
+ * Closed before; the engine calls no more (engine_attachment_put() has returned), and posts of the
+ * pool that came before are done. Takes NULL.
+ */
+void requests_free(struct requests *r);
+
+#endif
