@@ -16,17 +16,18 @@
  *	page tables	one for each mapping of any of its pages, PTE or PMD
  *
  * Anything above is a pin, an I/O in flight, a pipe, an LRU batch, ... Nothing here takes a lock
- * or a reference, so each folio is looked at twice, from the root of the tree, in the order
- * mappings, references, mappings, references. Only two looks that agree in everything count; the
- * folio must belong to this file at this index after its counts were read. References are taken
- * before a page is mapped and dropped after it is unmapped, so at every moment there are at least
- * as many as the formula says, and a pin that outlasts both looks cannot hide in one change.
+ * or a reference, so each folio is looked at twice, and must both times belong to this file at
+ * this index with the same counts. References are taken before a page is mapped and dropped after
+ * it is unmapped: at every moment there are at least as many as the formula says. The two counts
+ * of a small folio are read in one word, at one moment; those of a large one in turns (references,
+ * mappings, references, mappings), so that a pin which outlasts both looks could only hide behind
+ * two changes that undo each other at just the wrong moments twice.
  *
  * The kernel's structures are declared here with just the members that are used, and relocated to
  * those of the running kernel at load time (CO-RE); what differs between kernels is told apart by
  * which members exist. Tree nodes are read under RCU where programs may take it (Linux 6.2); where
- * not, a freed node can only lead to something that the second look or the folio's own mapping and
- * index refute.
+ * not, a freed node can only lead to a folio whose own mapping and index refute it, or to a hole
+ * that a second walk refutes.
  */
 
 #define RELOCATED __attribute__((preserve_access_index))
@@ -140,16 +141,18 @@ extern void bpf_rcu_read_unlock(void) __ksym __weak;
 #define EINVAL	    22
 #define EMEDIUMTYPE 124
 
-#define PAGE_SHIFT	12
-#define TMPFS_MAGIC	0x01021994
-#define HUGETLBFS_MAGIC 0x958458f6
-#define CHUNK_SHIFT	6
-#define CHUNK_SIZE	(1 << CHUNK_SHIFT)
-#define TREE_LEVELS	11 /* 64 bits of index */
-#define ENTRY_RETRY	((256 << 2) | 2)
-#define HUGE_ORDER_MIN	CHUNK_SHIFT /* smaller ones are not told apart by their depth */
-#define FOLIO_PAGES_MAX (1 << 18)
-#define MAPS_UNKNOWN	(-1)
+#define PAGE_SHIFT	  12
+#define PAGE_STRUCT_BYTES 64
+#define PAGE_WORDS	  (PAGE_STRUCT_BYTES / 8)
+#define TMPFS_MAGIC	  0x01021994
+#define HUGETLBFS_MAGIC	  0x958458f6
+#define CHUNK_SHIFT	  6
+#define CHUNK_SIZE	  (1 << CHUNK_SHIFT)
+#define TREE_LEVELS	  11 /* 64 bits of index */
+#define ENTRY_RETRY	  ((256 << 2) | 2)
+#define HUGE_ORDER_MIN	  CHUNK_SHIFT /* smaller ones are not told apart by their depth */
+#define FOLIO_PAGES_MAX	  (1 << 18)
+#define MAPS_UNKNOWN	  (-1)
 
 /* In which unit hugetlbfs indexes its page cache: huge pages until Linux 6.6, pages since. */
 enum huge_units { UNITS_UNSEEN = 0, UNITS_HUGE, UNITS_PAGES };
@@ -217,16 +220,17 @@ static __always_inline void descend(struct address_space *mapping, __u64 index, 
 		p->entry = index ? 0 : entry;
 		return;
 	}
+	if (bpf_core_read(&shift, sizeof(shift), &((struct xa_node *)(entry - 2))->shift) ||
+	    shift > 60)
+		return;
+	/* The root's slots end somewhere: behind them is nothing. */
+	if ((index >> shift) >= CHUNK_SIZE) {
+		p->entry = 0;
+		return;
+	}
+	/* Each level is one chunk below the one above. */
 	for (int level = 0; level < TREE_LEVELS; level++) {
 		node = entry - 2;
-		if (bpf_core_read(&shift, sizeof(shift), &((struct xa_node *)node)->shift) ||
-		    shift > 60)
-			return;
-		/* The root's slots end somewhere: behind them is nothing. */
-		if (!level && (index >> shift) >= CHUNK_SIZE) {
-			p->entry = 0;
-			return;
-		}
 		entry = read_slot(node, index >> shift);
 		if (is_sibling(entry))
 			entry = read_slot(node, entry >> 2);
@@ -235,6 +239,9 @@ static __always_inline void descend(struct address_space *mapping, __u64 index, 
 			p->entry = entry;
 			return;
 		}
+		if (shift < CHUNK_SHIFT)
+			return;
+		shift -= CHUNK_SHIFT;
 	}
 }
 
@@ -315,6 +322,49 @@ static __always_inline void find_huge(const struct cache *c, __u64 index, struct
 
 /* ---- folios ---- */
 
+/* The first two struct pages of a folio, copied; the second only of a large one. */
+struct image {
+	__u64 words[2 * PAGE_WORDS];
+};
+
+#define AT(image, bytes, type) (*(const type *)((const char *)(image)->words + (bytes)))
+#define OFFSET(flavour, field) bpf_core_field_offset(struct flavour, field)
+
+static __always_inline _Bool is_large(const struct image *im)
+{
+	__u64 flags = bpf_core_field_exists(struct folio___flags_struct, flags.f)
+			      ? AT(im, OFFSET(folio___flags_struct, flags.f), __u64)
+			      : AT(im, OFFSET(folio___flags_word, flags), __u64);
+
+	return flags >> bpf_core_enum_value(enum pageflags, PG_head) & 1;
+}
+
+/*
+ * Copied in words of 64 bits, each at one moment; _mapcount and _refcount of a small folio share
+ * one. False when the memory cannot be read.
+ */
+static __always_inline _Bool copy(struct image *im, __u64 folio)
+{
+	if (bpf_probe_read_kernel(im->words, PAGE_STRUCT_BYTES, (void *)folio))
+		return 0;
+	return !is_large(im) || !bpf_probe_read_kernel(im->words + PAGE_WORDS, PAGE_STRUCT_BYTES,
+						       (void *)(folio + PAGE_STRUCT_BYTES));
+}
+
+/* The pages of a folio; 0 when it cannot be told. */
+static __always_inline __u32 pages_of(const struct image *im)
+{
+	__u32 pages = 0;
+
+	if (!is_large(im))
+		return 1;
+	if (bpf_core_field_exists(struct folio___nr_pages, _nr_pages))
+		pages = AT(im, OFFSET(folio___nr_pages, _nr_pages), __u32);
+	else if (bpf_core_field_exists(struct folio___folio_nr_pages, _folio_nr_pages))
+		pages = AT(im, OFFSET(folio___folio_nr_pages, _folio_nr_pages), __u32);
+	return pages > 1 && pages <= FOLIO_PAGES_MAX ? pages : 0;
+}
+
 struct sum {
 	__u64 page; /* the address of the first struct page */
 	__s64 maps;
@@ -323,7 +373,7 @@ struct sum {
 
 static long add_page(__u32 i, struct sum *s)
 {
-	struct page *page = (void *)(s->page + (__u64)i * bpf_core_type_size(struct page));
+	struct page *page = (void *)(s->page + (__u64)i * PAGE_STRUCT_BYTES);
 	int count;
 
 	if (bpf_core_read(&count, sizeof(count), &page->_mapcount.counter)) {
@@ -335,169 +385,109 @@ static long add_page(__u32 i, struct sum *s)
 }
 
 /* How often the pages of a large folio are mapped, on kernels that keep no sum. */
-static __always_inline __s64 maps_by_page(struct folio *folio, __u32 pages, _Bool huge)
+static __always_inline __s64 maps_by_page(const struct image *im, __u64 folio, __u32 pages,
+					  _Bool huge)
 {
-	struct sum s = {.page = (__u64)folio};
-	int entire = 0;
+	struct sum s = {.page = folio};
+	__s64 entire;
 
-	if (bpf_core_field_exists(struct folio___entire, _entire_mapcount)) {
-		struct folio___entire *f = (void *)folio;
-
-		if (bpf_core_read(&entire, sizeof(entire), &f->_entire_mapcount.counter))
-			return MAPS_UNKNOWN;
-	} else if (bpf_core_field_exists(struct folio___total, _total_mapcount)) {
-		struct folio___total *f = (void *)folio;
-
-		if (bpf_core_read(&entire, sizeof(entire), &f->_total_mapcount.counter))
-			return MAPS_UNKNOWN;
-	} else {
+	if (bpf_core_field_exists(struct folio___entire, _entire_mapcount))
+		entire = AT(im, OFFSET(folio___entire, _entire_mapcount), __s32) + 1;
+	else if (bpf_core_field_exists(struct folio___total, _total_mapcount))
+		entire = AT(im, OFFSET(folio___total, _total_mapcount), __s32) + 1;
+	else
 		return MAPS_UNKNOWN;
-	}
-	entire++;
 	if (huge)
 		return entire;
 	bpf_loop(pages, add_page, &s, 0);
 	if (s.failed)
 		return MAPS_UNKNOWN;
 	if (!bpf_core_field_exists(struct folio___entire, _entire_mapcount))
-		s.maps -= (__s64)entire * pages;
+		s.maps -= entire * pages;
 	return s.maps + entire;
 }
 
-static __always_inline __s64 maps_of(struct folio *folio, __u32 pages, _Bool huge)
+static __always_inline __s64 maps_of(const struct image *im, __u64 folio, __u32 pages, _Bool huge)
 {
-	int count;
-
-	if (pages == 1) {
-		if (bpf_core_read(&count, sizeof(count), &folio->_mapcount.counter))
-			return MAPS_UNKNOWN;
-		return count + 1;
-	}
-	if (bpf_core_field_exists(struct folio___large, _large_mapcount)) {
-		struct folio___large *f = (void *)folio;
-
-		if (bpf_core_read(&count, sizeof(count), &f->_large_mapcount.counter))
-			return MAPS_UNKNOWN;
-		return count + 1;
-	}
-	return maps_by_page(folio, pages, huge);
-}
-
-/* The pages of a folio; 0 when it cannot be told. */
-static __always_inline __u32 pages_of(struct folio *folio)
-{
-	unsigned long flags = 0;
-	unsigned int pages = 0;
-
-	if (bpf_core_field_exists(struct folio___flags_struct, flags.f)) {
-		struct folio___flags_struct *f = (void *)folio;
-
-		if (bpf_core_read(&flags, sizeof(flags), &f->flags.f))
-			return 0;
-	} else {
-		struct folio___flags_word *f = (void *)folio;
-
-		if (bpf_core_read(&flags, sizeof(flags), &f->flags))
-			return 0;
-	}
-	if (!(flags & (1UL << bpf_core_enum_value(enum pageflags, PG_head))))
-		return 1;
-	if (bpf_core_field_exists(struct folio___nr_pages, _nr_pages)) {
-		struct folio___nr_pages *f = (void *)folio;
-
-		if (bpf_core_read(&pages, sizeof(pages), &f->_nr_pages))
-			return 0;
-	} else if (bpf_core_field_exists(struct folio___folio_nr_pages, _folio_nr_pages)) {
-		struct folio___folio_nr_pages *f = (void *)folio;
-
-		if (bpf_core_read(&pages, sizeof(pages), &f->_folio_nr_pages))
-			return 0;
-	}
-	return pages > 1 && pages <= FOLIO_PAGES_MAX ? pages : 0;
+	if (pages == 1)
+		return AT(im, OFFSET(folio, _mapcount), __s32) + 1;
+	if (bpf_core_field_exists(struct folio___large, _large_mapcount))
+		return AT(im, OFFSET(folio___large, _large_mapcount), __s32) + 1;
+	return maps_by_page(im, folio, pages, huge);
 }
 
 /* ---- a look ---- */
 
 struct look {
-	__u64 entry;
 	__s64 refs, maps;
 	__u32 pages;
 	__u8 verdict;
 };
 
-/* Is the folio, after all was read from it, still this file's at this index? */
-static __always_inline _Bool is_ours(struct folio *folio, const struct cache *c, __u64 index,
+static __always_inline _Bool is_ours(const struct image *im, const struct cache *c, __u64 index,
 				     __u32 pages)
 {
-	struct address_space *mapping = 0;
-	unsigned long first = 0;
+	__u64 first = AT(im, OFFSET(folio, index), __u64);
 
-	if (bpf_core_read(&mapping, sizeof(mapping), &folio->mapping) ||
-	    bpf_core_read(&first, sizeof(first), &folio->index) || mapping != c->mapping)
+	if (AT(im, OFFSET(folio, mapping), __u64) != (__u64)c->mapping)
 		return 0;
 	if (c->order && huge_units == UNITS_HUGE)
 		return first == index >> c->order;
 	return index - first < pages;
 }
 
-static __noinline int look(const struct cache *c, __u64 index, struct look *l)
+/* What the counts of a folio say at this moment; BUSY also when it is not this file's. */
+static __noinline int look(const struct cache *c, __u64 index, __u64 folio, struct look *l)
 {
-	struct place p = {};
-	struct folio *folio;
-	int refs, pins = 0;
+	struct image im;
 	__s64 cached;
 
 	if (!c || !l)
 		return 0;
-	if (c->order)
-		find_huge(c, index, &p);
-	else
-		walk(c->mapping, index, &p);
-	l->entry = p.entry;
-	l->refs = 0;
-	l->maps = 0;
-	l->pages = 0;
-	if (!p.entry) {
-		l->verdict = FOLIO_HOLE;
-		return 0;
-	}
-	/* An odd one holds a swap entry, an internal one is in the middle of a change. */
-	if (p.entry & 3) {
-		l->verdict = p.entry & 1 ? FOLIO_UNKNOWN : FOLIO_BUSY;
-		return 0;
-	}
-	folio = (void *)p.entry;
 	l->verdict = FOLIO_BUSY;
-	l->pages = pages_of(folio);
-	if (!l->pages)
+	if (!copy(&im, folio))
 		return 0;
-	l->maps = maps_of(folio, l->pages, c->order != 0);
-	if (bpf_core_read(&refs, sizeof(refs), &folio->_refcount.counter))
+	l->pages = pages_of(&im);
+	if (!l->pages || !is_ours(&im, c, index, l->pages))
 		return 0;
-	l->refs = refs;
+	l->refs = AT(&im, OFFSET(folio, _refcount), __s32);
+	l->maps = maps_of(&im, folio, l->pages, c->order != 0);
 	if (l->pages > 1 && bpf_core_field_exists(struct folio, _pincount) &&
-	    bpf_core_read(&pins, sizeof(pins), &folio->_pincount.counter))
+	    AT(&im, OFFSET(folio, _pincount), __s32))
 		return 0;
-	if (!is_ours(folio, c, index, l->pages))
-		return 0;
-	if (l->maps == MAPS_UNKNOWN) {
-		l->verdict = FOLIO_UNKNOWN;
-		return 0;
-	}
 	cached = c->order && huge_units == UNITS_HUGE ? 1 : l->pages;
-	if (!pins && l->refs == cached + l->maps)
+	if (l->maps == MAPS_UNKNOWN)
+		l->verdict = FOLIO_UNKNOWN;
+	else if (l->refs == cached + l->maps)
 		l->verdict = FOLIO_IDLE;
 	return 0;
 }
 
+static __always_inline void find(const struct cache *c, __u64 index, struct place *p)
+{
+	if (c->order)
+		find_huge(c, index, p);
+	else
+		walk(c->mapping, index, p);
+}
+
 static __always_inline __u8 verdict_of(const struct cache *c, __u64 index, __u32 flags)
 {
+	struct place p = {}, again = {};
 	struct look a = {}, b = {};
 
-	look(c, index, &a);
-	look(c, index, &b);
-	if (a.entry != b.entry || a.refs != b.refs || a.maps != b.maps || a.pages != b.pages ||
-	    a.verdict != b.verdict)
+	find(c, index, &p);
+	if (!p.entry) {
+		/* A node that was freed under the first walk may have read as empty. */
+		find(c, index, &again);
+		return again.entry ? FOLIO_BUSY : FOLIO_HOLE;
+	}
+	/* An odd one holds a swap entry, an internal one is in the middle of a change. */
+	if (p.entry & 3)
+		return p.entry & 1 ? FOLIO_UNKNOWN : FOLIO_BUSY;
+	look(c, index, p.entry, &a);
+	look(c, index, p.entry, &b);
+	if (a.refs != b.refs || a.maps != b.maps || a.pages != b.pages || a.verdict != b.verdict)
 		return FOLIO_BUSY;
 	if (a.pages > 1 && !(flags & FOLIO_PROBE_LARGE_OK))
 		return FOLIO_UNKNOWN;
@@ -531,6 +521,9 @@ int folio_probe(struct folio_probe_call *call)
 	r = find_cache(call->fd, &b.cache);
 	if (r)
 		return r;
+	/* All that is read lies in the first two struct pages of a folio. */
+	if (bpf_core_type_size(struct page) != PAGE_STRUCT_BYTES)
+		return -EMEDIUMTYPE;
 	/* Small huge pages look the same in both ways of filing them: not understood. */
 	if (b.cache.order && b.cache.order < HUGE_ORDER_MIN)
 		return -EMEDIUMTYPE;

@@ -4,7 +4,6 @@
 
 #include <assert.h>
 #include <bpf/bpf.h>
-#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 #include <errno.h>
 #include <sched.h>
@@ -49,41 +48,40 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list ap)
 	return 0;
 }
 
-/* bpf_rcu_read_lock() is there for programs since Linux 6.2. */
-static int find_rcu(bool *have, struct error *e)
+static int load_object(struct folio_probe *p, bool have_rcu)
 {
-	struct btf *btf = btf__load_vmlinux_btf();
+	int r;
 
-	if (!btf)
-		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
-				 "the folio probe needs the kernel's type information "
-				 "(CONFIG_DEBUG_INFO_BTF): %s",
-				 error_text(errno));
-	*have = btf__find_by_name_kind(btf, "bpf_rcu_read_lock", BTF_KIND_FUNC) > 0;
-	btf__free(btf);
-	return 0;
-}
-
-static int load(struct folio_probe *p, struct error *e)
-{
-	bool have_rcu = false;
-	int r = find_rcu(&have_rcu, e);
-
-	if (r)
-		return r;
 	p->object = folio_probe_bpf__open();
 	if (!p->object)
-		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
-				 "the folio probe's program does not open: %s", error_text(errno));
+		return -errno;
 	p->object->rodata->have_rcu = have_rcu;
 	r = bpf_map__set_max_entries(p->object->maps.slots, PROBE_SLOTS);
 	if (!r)
 		r = folio_probe_bpf__load(p->object);
-	if (r == -EPERM || r == -EACCES)
+	if (r) {
+		folio_probe_bpf__destroy(p->object);
+		p->object = NULL;
+	}
+	return r;
+}
+
+static int load(struct folio_probe *p, struct error *e)
+{
+	int r = load_object(p, true);
+
+	/* Programs cannot take RCU before Linux 6.2, and do without. */
+	if (r == -EINVAL || r == -EACCES)
+		r = load_object(p, false);
+	if (r == -EPERM)
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
 				 "the folio probe may not be loaded: it needs CAP_BPF and "
 				 "CAP_PERFMON (%s)",
 				 error_text(r));
+	if (r && access("/sys/kernel/btf/vmlinux", R_OK))
+		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
+				 "the folio probe needs the kernel's type information "
+				 "(CONFIG_DEBUG_INFO_BTF, /sys/kernel/btf/vmlinux)");
 	if (r)
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
 				 "the folio probe does not fit this kernel: %s", error_text(r));
