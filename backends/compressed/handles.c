@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* handles.c: the handle table: which entries are free, and their generations. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "store.h"
+
+/*
+ * Theory of operation
+ *
+ * The table is filled from its lowest page with a free entry, so that its use stays dense; the
+ * free entries of a page are a list through the entries themselves. Only free entries are touched
+ * here; live ones belong to object.c and change with atomic operations only.
+ *
+ * A generation is 19 bits. The first of an entry is drawn from the space's seed and the index, so
+ * that handles of another space, and handles with a flipped bit in their index, meet a different
+ * one; it grows by one with each free. When a page of the table is given back, its generations
+ * are forgotten; a salt then makes the next first ones differ from those before.
+ */
+
+int handles_init(struct space *sp)
+{
+	uint64_t n = sp->n_handles / ENTRIES_PER_PAGE;
+	void *p;
+
+	store_lock_init(&sp->table_lock);
+	sp->pages_bytes = n * sizeof(*sp->pages);
+	p = mmap(NULL, sp->pages_bytes, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	sp->pages = p;
+	return bits_init(&sp->full_pages, n);
+}
+
+void handles_destroy(struct space *sp)
+{
+	if (sp->pages)
+		munmap(sp->pages, sp->pages_bytes);
+	bits_destroy(&sp->full_pages);
+}
+
+uint32_t handle_first_gen(const struct space *sp, uint32_t index)
+{
+	/* The finisher of MurmurHash3 (A. Appleby, public domain): every bit moves every other. */
+	uint64_t x = ((uint64_t)index << 32 | sp->header->seed) ^
+		     (uint64_t)atomic_load_explicit(&sp->header->salt, memory_order_relaxed) *
+			     UINT64_C(0x9e3779b97f4a7c15);
+
+	x ^= x >> 33;
+	x *= UINT64_C(0xff51afd7ed558ccd);
+	x ^= x >> 33;
+	x *= UINT64_C(0xc4ceb9fe1a85ec53);
+	x ^= x >> 33;
+	return (uint32_t)x & GEN_MASK;
+}
+
+/* Takes an entry of a page that has a free one. */
+static void take_from(struct space *sp, uint32_t p, uint32_t *index, uint32_t *gen)
+{
+	struct table_page *page = &sp->pages[p];
+
+	if (page->free) {
+		uint64_t e;
+
+		*index = p * ENTRIES_PER_PAGE + page->free - 1;
+		e = atomic_load_explicit(&sp->table[*index], memory_order_relaxed);
+		*gen = entry_gen(e);
+		page->free = (uint16_t)(e & 1023);
+	} else {
+		*index = p * ENTRIES_PER_PAGE + page->fresh++;
+		*gen = handle_first_gen(sp, *index);
+	}
+	page->used++;
+	if (page->used == ENTRIES_PER_PAGE)
+		bits_add(&sp->full_pages, p);
+}
+
+int handle_take(struct space *sp, uint32_t *index, uint32_t *gen)
+{
+	int64_t p;
+	int r = 0;
+
+	pthread_mutex_lock(&sp->table_lock);
+	p = bits_lowest_absent(&sp->full_pages);
+	if (p < 0) {
+		r = -ENOSPC;
+		goto out;
+	}
+	if (!sp->pages[p].backed) {
+		r = space_populate(sp, sp->table_offset + (uint64_t)p * PAGE_BYTES, PAGE_BYTES);
+		if (r)
+			goto out;
+		sp->pages[p].backed = 1;
+		if (atomic_load(&sp->header->table_pages) <= (uint32_t)p)
+			atomic_store(&sp->header->table_pages, (uint32_t)p + 1);
+	}
+	take_from(sp, (uint32_t)p, index, gen);
+out:
+	pthread_mutex_unlock(&sp->table_lock);
+	return r;
+}
+
+void handle_release(struct space *sp, uint32_t index)
+{
+	struct table_page *page = &sp->pages[index / ENTRIES_PER_PAGE];
+	uint64_t e;
+
+	pthread_mutex_lock(&sp->table_lock);
+	e = atomic_load_explicit(&sp->table[index], memory_order_relaxed);
+	atomic_store_explicit(&sp->table[index], entry_free(entry_gen(e), page->free),
+			      memory_order_relaxed);
+	page->free = (uint16_t)(index % ENTRIES_PER_PAGE + 1);
+	page->used--;
+	bits_remove(&sp->full_pages, index / ENTRIES_PER_PAGE);
+	pthread_mutex_unlock(&sp->table_lock);
+}
+
+bool handle_page_used(struct space *sp, uint32_t page)
+{
+	bool used;
+
+	pthread_mutex_lock(&sp->table_lock);
+	used = sp->pages[page].used > 0;
+	pthread_mutex_unlock(&sp->table_lock);
+	return used;
+}
+
+uint64_t handle_pages_trim(struct space *sp, uint32_t *page, uint32_t n)
+{
+	uint32_t end = atomic_load(&sp->header->table_pages);
+	uint64_t freed = 0;
+
+	for (; n && *page < end; n--, (*page)++) {
+		pthread_mutex_lock(&sp->table_lock);
+		if (sp->pages[*page].backed && !sp->pages[*page].used) {
+			/* First the salt: a handle of now must not fit what comes after. */
+			atomic_fetch_add(&sp->header->salt, 1);
+			if (!space_trim(sp, sp->table_offset + (uint64_t)*page * PAGE_BYTES,
+					PAGE_BYTES, PAGE_BYTES)) {
+				sp->pages[*page] = (struct table_page){0};
+				freed += PAGE_BYTES;
+			}
+		}
+		pthread_mutex_unlock(&sp->table_lock);
+	}
+	return freed;
+}

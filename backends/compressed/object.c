@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* object.c: objects: stored, loaded and freed through their handles. */
+#include <errno.h>
+#include <string.h>
+
+#include "store.h"
+
+/*
+ * Theory of operation
+ *
+ * store: pack, take a slot of the size that it needs, write the content, make the entry live.
+ * load:  read the entry, check it against the handle, unpack from where it says.
+ * free:  make the entry free with a compare-and-swap, release the slot, release the entry.
+ *
+ * A load takes no lock. Two things could pull the content away under it: a free, which the ABI
+ * rules out while a load of the handle is in flight, and compaction, which gives memory back only
+ * when every channel that might read it has left (channel_enter() in store.h). What a handle or
+ * an entry says is checked against the bounds of the space before it is followed, and the codecs
+ * bear any content, so damaged memory costs an error and never more.
+ *
+ * Thread: any, one channel each, between channel_enter() and channel_leave().
+ */
+
+/* The least that coding must save to be worth the decoding: 1/32. */
+#define SAVING_SHIFT 5
+
+/* ---- store ---- */
+
+/* Writes content into a slot of its size and makes it an object. */
+static int publish(struct channel *ch, struct space *sp, uint64_t kind, enum coding coding,
+		   unsigned int order, const void *content, uint32_t bytes,
+		   const struct slot_sums *sums, uint64_t *handle, uint32_t *stored_bytes)
+{
+	bool prefixed = coding == CODING_LZ4 || coding == CODING_ZSTD;
+	uint16_t length = (uint16_t)bytes;
+	uint32_t need = bytes + (prefixed ? LENGTH_BYTES : 0);
+	unsigned int class = class_of(&sp->store->classes, need);
+	uint32_t index, gen, slot_bytes = 0;
+	struct slot at;
+	uint8_t *p;
+	int r;
+
+	r = slot_take(sp, class, true, sums, &at);
+	if (r)
+		return r;
+	r = handle_take(sp, &index, &gen);
+	if (r) {
+		slot_release(sp, at, sums);
+		return r;
+	}
+	p = slot_at(sp, at.slab, at.slot, &slot_bytes);
+	if (prefixed) {
+		memcpy(p, &length, LENGTH_BYTES);
+		p += LENGTH_BYTES;
+	}
+	memcpy(p, content, bytes);
+	atomic_store_explicit(&sp->table[index],
+			      entry_make(at.slab, at.slot, coding, order, ENTRY_LIVE | kind, gen),
+			      memory_order_release);
+	*handle = handle_make(index, gen);
+	*stored_bytes += slot_bytes + (uint32_t)sizeof(uint64_t);
+	return 0;
+}
+
+/* One object of at most PIECE_BYTES. */
+static int store_one(struct channel *ch, struct space *sp, const void *buf, unsigned int order,
+		     uint32_t flags, uint64_t kind, uint64_t *handle, uint32_t *stored_bytes)
+{
+	uint32_t len = PAGE_BYTES << order, bytes = 0;
+	enum coding coding =
+		(enum coding)atomic_load_explicit(&sp->store->coding, memory_order_relaxed);
+	struct slot_sums sums = {.objects = !kind, .logical_bytes = len};
+
+	if (!(flags & EBB_IO_NOCOMPRESS)) {
+		int level = atomic_load_explicit(coding == CODING_LZ4 ? &sp->store->lz4_level
+								      : &sp->store->zstd_level,
+						 memory_order_relaxed);
+
+		bytes = codec_pack(ch->codec, coding, level, buf, len, ch->scratch,
+				   len - (len >> SAVING_SHIFT) - LENGTH_BYTES);
+	}
+	if (!bytes) {
+		coding = CODING_PLAIN;
+		bytes = len;
+		channel_count(ch, COUNT_PLAIN);
+	}
+	sums.content_bytes = bytes;
+	return publish(ch, sp, kind, coding, order, coding == CODING_PLAIN ? buf : ch->scratch,
+		       bytes, &sums, handle, stored_bytes);
+}
+
+static int free_entry(struct channel *ch, struct space *sp, uint64_t handle, uint64_t kind);
+
+static int store_pieces(struct channel *ch, struct space *sp, const uint8_t *buf,
+			unsigned int order, uint32_t flags, uint64_t *handle,
+			uint32_t *stored_bytes)
+{
+	const struct slot_sums sums = {.objects = 1};
+	uint32_t n = 1u << (order - PIECE_ORDER), i;
+	uint64_t list[PIECES_MAX];
+	int r = 0;
+
+	for (i = 0; i < n && !r; i++)
+		r = store_one(ch, sp, buf + (size_t)i * PIECE_BYTES, PIECE_ORDER, flags,
+			      ENTRY_PIECE, &list[i], stored_bytes);
+	if (r)
+		i--;
+	else
+		r = publish(ch, sp, 0, CODING_LIST, order, list, n * (uint32_t)sizeof(*list), &sums,
+			    handle, stored_bytes);
+	if (r)
+		while (i-- > 0)
+			free_entry(ch, sp, list[i], ENTRY_PIECE);
+	return r;
+}
+
+static int order_of(uint32_t len)
+{
+	if (len < PAGE_BYTES || len > PAGE_BYTES << ORDER_MAX || (len & (len - 1)))
+		return -EINVAL;
+	return __builtin_ctz(len / PAGE_BYTES);
+}
+
+int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, uint64_t *handle,
+		 uint32_t *stored_bytes)
+{
+	int order = order_of(io->len);
+
+	if (order < 0)
+		return order;
+	if ((unsigned int)order <= PIECE_ORDER)
+		return store_one(ch, sp, io->buf, (unsigned int)order, io->flags, 0, handle,
+				 stored_bytes);
+	return store_pieces(ch, sp, io->buf, (unsigned int)order, io->flags, handle, stored_bytes);
+}
+
+/* ---- load ---- */
+
+/* The live entry of a handle; `kind` is ENTRY_PIECE or 0. */
+static int find(const struct space *sp, uint64_t handle, uint64_t kind, uint64_t *entry)
+{
+	uint32_t index = handle_index(handle);
+	uint64_t e;
+
+	/* Behind table_pages nothing has memory, and even a read would give it some. */
+	if (handle & ~EBB_HANDLE_MASK || index >= sp->n_handles ||
+	    index / ENTRIES_PER_PAGE >=
+		    atomic_load_explicit(&sp->header->table_pages, memory_order_relaxed))
+		return -EINVAL;
+	e = atomic_load(&sp->table[index]);
+	if (!(e & ENTRY_LIVE) || (e & ENTRY_PIECE) != kind || entry_gen(e) != handle_gen(handle))
+		return -EINVAL;
+	*entry = e;
+	return 0;
+}
+
+/* The content of an entry: where it begins and how long it is. NULL when it cannot be. */
+static const uint8_t *content_of(const struct space *sp, uint64_t e, uint32_t *bytes)
+{
+	uint32_t slot_bytes, need = 0;
+	uint16_t length;
+	const uint8_t *p = slot_at(sp, entry_slab(e), entry_slot(e), &slot_bytes);
+
+	if (!p)
+		return NULL;
+	switch (entry_coding(e)) {
+	case CODING_PLAIN:
+		need = PAGE_BYTES << entry_order(e);
+		*bytes = need;
+		break;
+	case CODING_LIST:
+		if (entry_order(e) <= PIECE_ORDER || entry_order(e) > ORDER_MAX)
+			return NULL;
+		need = 8u << (entry_order(e) - PIECE_ORDER);
+		*bytes = need;
+		break;
+	case CODING_LZ4:
+	case CODING_ZSTD:
+		memcpy(&length, p, LENGTH_BYTES);
+		p += LENGTH_BYTES;
+		need = length + LENGTH_BYTES;
+		*bytes = length;
+		break;
+	}
+	return need <= slot_bytes ? p : NULL;
+}
+
+/* Why an object could not be read: it went away meanwhile, or it is damaged. */
+static int load_failure(struct channel *ch, const struct space *sp, uint64_t handle, uint64_t kind)
+{
+	uint64_t e;
+
+	if (find(sp, handle, kind, &e))
+		return -EINVAL;
+	channel_count(ch, COUNT_CORRUPT);
+	return -EIO;
+}
+
+static int load_one(struct channel *ch, const struct space *sp, uint64_t handle, uint64_t kind,
+		    uint64_t e, void *buf)
+{
+	uint32_t bytes, len = PAGE_BYTES << entry_order(e);
+	const uint8_t *p = content_of(sp, e, &bytes);
+
+	if (!p)
+		return load_failure(ch, sp, handle, kind);
+	if (entry_coding(e) == CODING_PLAIN) {
+		memcpy(buf, p, len);
+		return 0;
+	}
+	if (codec_unpack(ch->codec, entry_coding(e), p, bytes, buf, len))
+		return load_failure(ch, sp, handle, kind);
+	return 0;
+}
+
+int object_load(struct channel *ch, struct space *sp, uint64_t handle, void *buf, uint32_t len)
+{
+	uint64_t list[PIECES_MAX], e;
+	uint32_t bytes;
+	const uint8_t *p;
+	int r = find(sp, handle, 0, &e);
+
+	if (r || order_of(len) != (int)entry_order(e)) {
+		channel_count(ch, COUNT_BAD_HANDLE);
+		return -EINVAL;
+	}
+	if (entry_coding(e) != CODING_LIST)
+		return entry_order(e) <= PIECE_ORDER ? load_one(ch, sp, handle, 0, e, buf)
+						     : load_failure(ch, sp, handle, 0);
+	p = content_of(sp, e, &bytes);
+	if (!p)
+		return load_failure(ch, sp, handle, 0);
+	memcpy(list, p, bytes);
+	for (uint32_t i = 0; i < bytes / sizeof(*list); i++) {
+		if (find(sp, list[i], ENTRY_PIECE, &e) || entry_order(e) != PIECE_ORDER ||
+		    entry_coding(e) == CODING_LIST)
+			return load_failure(ch, sp, handle, 0);
+		r = load_one(ch, sp, list[i], ENTRY_PIECE, e,
+			     (uint8_t *)buf + (size_t)i * PIECE_BYTES);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* ---- free ---- */
+
+bool object_sums(const struct space *sp, uint64_t e, struct slot_sums *sums, uint32_t *slot_used)
+{
+	bool prefixed = entry_coding(e) == CODING_LZ4 || entry_coding(e) == CODING_ZSTD;
+	uint32_t bytes, slot_bytes;
+	bool sound = content_of(sp, e, &bytes);
+
+	*sums = (struct slot_sums){.objects = !(e & ENTRY_PIECE)};
+	if (!sound) {
+		if (!slot_at(sp, entry_slab(e), entry_slot(e), &slot_bytes))
+			return false;
+		bytes = slot_bytes - LENGTH_BYTES;
+	}
+	*slot_used = bytes + (prefixed ? LENGTH_BYTES : 0);
+	if (entry_coding(e) != CODING_LIST) {
+		sums->logical_bytes = PAGE_BYTES << entry_order(e);
+		sums->content_bytes = bytes;
+	}
+	return sound;
+}
+
+/* Frees one entry and its slot. Returns 0, or -EINVAL when the handle is not live. */
+static int free_entry(struct channel *ch, struct space *sp, uint64_t handle, uint64_t kind)
+{
+	uint32_t index = handle_index(handle), used;
+	struct slot_sums sums;
+	uint64_t e;
+
+	do {
+		if (find(sp, handle, kind, &e))
+			return -EINVAL;
+		/* Compaction may have moved it meanwhile: then the entry is read again. */
+	} while (!atomic_compare_exchange_strong(&sp->table[index], &e,
+						 entry_free(entry_gen(e) + 1, 0)));
+	object_sums(sp, e, &sums, &used);
+	slot_release(sp, (struct slot){entry_slab(e), entry_slot(e)}, &sums);
+	handle_release(sp, index);
+	return 0;
+}
+
+int object_free(struct channel *ch, struct space *sp, uint64_t handle)
+{
+	uint64_t list[PIECES_MAX], e;
+	uint32_t bytes = 0;
+	const uint8_t *p;
+
+	if (find(sp, handle, 0, &e)) {
+		channel_count(ch, COUNT_BAD_HANDLE);
+		return -EINVAL;
+	}
+	if (entry_coding(e) == CODING_LIST) {
+		p = content_of(sp, e, &bytes);
+		if (p)
+			memcpy(list, p, bytes);
+		else
+			bytes = 0;
+	}
+	/* The whole before its parts: pieces that nothing names are swept up by recovery. */
+	if (free_entry(ch, sp, handle, 0)) {
+		channel_count(ch, COUNT_BAD_HANDLE);
+		return -EINVAL;
+	}
+	for (uint32_t i = 0; i < bytes / sizeof(*list); i++)
+		free_entry(ch, sp, list[i], ENTRY_PIECE);
+	return 0;
+}

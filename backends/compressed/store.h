@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* store.h: the running state of the compressed store, shared by its files. */
+#ifndef COMPRESSED_STORE_H
+#define COMPRESSED_STORE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bits.h"
+#include "class.h"
+#include "codec.h"
+#include "ebb/backend.h"
+#include "layout.h"
+
+#define MEM_NAME "store" /* the one memfd of a space */
+#define NONE	 UINT32_MAX
+
+/* How full a slab is, in parts; slabs are taken from the fullest part first. */
+#define FULLNESS 8u
+
+/* What a slab is doing; changed under the lock of its class. */
+enum slab_state {
+	SLAB_IDLE = 0,	/* not in use, or about to be given back by whoever emptied it */
+	SLAB_OPEN = 1,	/* slots may be taken and released */
+	SLAB_APART = 2, /* in nobody's list: slots are only released; belongs to maintain() */
+};
+
+/* A slab in use, as the running daemon knows it. */
+struct slab {
+	uint64_t used[SLOTS_MAX / 64];
+	uint64_t backed; /* pages that have memory */
+	uint32_t prev, next;
+	uint16_t live;
+	uint8_t list; /* fullness list it is in; FULLNESS: none */
+};
+
+/* One size class of a space. Everything under its lock. */
+struct class_state {
+	pthread_mutex_t lock;
+	uint32_t first[FULLNESS];
+	uint32_t slabs;
+	uint64_t slots_used;
+	uint64_t taken; /* slots ever taken: tells maintain() whether the space is at rest */
+	uint64_t objects, logical_bytes, content_bytes;
+} __attribute__((aligned(64)));
+
+/* One page of the handle table. Under table_lock. */
+struct table_page {
+	uint16_t used;
+	uint16_t free;	/* 1 + first free entry that was used before; 0: none */
+	uint16_t fresh; /* entries from here on were never used */
+	uint16_t backed;
+};
+
+/* Empty slabs kept with their memory for the next one who needs a slab. Under pool_lock. */
+#define RESERVE_MAX 8u
+struct slab_reserve {
+	uint32_t slab[RESERVE_MAX];
+	uint32_t n;
+};
+
+enum compact_phase { COMPACT_REST, COMPACT_SWEEP, COMPACT_GRACE, COMPACT_GIVE_BACK };
+
+/* Under maintain_lock. */
+struct compaction {
+	enum compact_phase phase;
+	uint32_t slabs;	     /* chain of slabs set apart, by slab->next */
+	uint32_t page;	     /* of the handle table, next to sweep */
+	uint64_t retired;    /* epoch after which nobody reads from them */
+	uint64_t given_back; /* bytes, in this cycle */
+	uint64_t last_taken;
+};
+
+struct store;
+
+/*
+ * Lock order: maintain_lock, a class's lock, pool_lock. table_lock is taken with none of them
+ * held but maintain_lock, and nothing is taken under it.
+ */
+struct space {
+	struct store *store;
+	void *host_ctx;
+	struct space *next; /* under store->lock */
+
+	uint8_t *base;
+	struct store_header *header;
+	_Atomic uint8_t *slab_class; /* class + 1 */
+	_Atomic uint64_t *table;
+	uint64_t table_offset, class_offset, small_offset, large_offset, total_bytes;
+	uint64_t n_handles;
+	uint32_t n_small, n_large;
+
+	struct slab *slabs;
+	_Atomic uint8_t *slab_state;			 /* enum slab_state */
+	uint64_t slabs_bytes, states_bytes, pages_bytes; /* lengths of the mappings */
+	struct class_state classes[CLASSES_MAX];
+
+	pthread_mutex_t table_lock;
+	struct table_page *pages;
+	struct bits full_pages;
+
+	pthread_mutex_t pool_lock;
+	struct bits small_used, large_used;
+	struct slab_reserve small_reserve, large_reserve;
+	_Atomic uint64_t slabs_open;
+
+	pthread_mutex_t maintain_lock;
+	struct compaction compact;
+
+	_Atomic uint64_t mem_bytes; /* of the memfd that have memory */
+};
+
+enum channel_counter {
+	COUNT_STORES,
+	COUNT_LOADS,
+	COUNT_PLAIN,
+	COUNT_FULL,
+	COUNT_BAD_HANDLE,
+	COUNT_CORRUPT,
+	COUNT_MOVED,
+	COUNT_RELEASED,
+	COUNT_CYCLES,
+	COUNTERS
+};
+
+/*
+ * A channel says when it may be reading objects: `epoch` is 0, or the store's epoch at the time
+ * it began. Memory that objects were moved out of is given back when every channel is at 0 or has
+ * begun since (epoch-based reclamation, K. Fraser, Practical lock-freedom, 2004, 5.2.3).
+ */
+struct channel {
+	_Atomic uint64_t epoch __attribute__((aligned(64)));
+	_Atomic uint64_t count[COUNTERS]; /* written by the channel's thread alone */
+	struct store *store;
+	struct channel *next; /* under store->lock */
+	struct codec *codec;
+	uint8_t scratch[PIECE_BYTES] __attribute__((aligned(64)));
+};
+
+/* An instance. */
+struct store {
+	const struct ebb_backend_host *host;
+	_Atomic int coding, lz4_level, zstd_level;
+	_Atomic uint64_t max_bytes;	  /* 0: none */
+	_Atomic uint64_t mem_bytes;	  /* of all spaces */
+	_Atomic uint64_t epoch;		  /* from 1 */
+	_Atomic uint64_t count[COUNTERS]; /* of closed channels and of maintenance */
+	_Atomic uint32_t n_spaces_ever;
+	uint32_t seed;
+	pthread_mutex_t lock; /* the two lists */
+	struct space *spaces;
+	struct channel *channels;
+	struct class_table classes;
+};
+
+static inline void channel_count(struct channel *ch, enum channel_counter what)
+{
+	uint64_t n = atomic_load_explicit(&ch->count[what], memory_order_relaxed);
+
+	atomic_store_explicit(&ch->count[what], n + 1, memory_order_relaxed);
+}
+
+/* A mutex that spins a little before it sleeps: the sections under it are short. */
+void store_lock_init(pthread_mutex_t *lock);
+
+/* ---- space.c ---- */
+
+int space_open(struct store *st, const struct ebb_space_params *params, struct space **out);
+void space_close(struct space *sp);
+void space_usage(struct space *sp, struct ebb_usage *out);
+/* How far offsets reach for a VM of so much RAM, and where then everything is. */
+uint64_t space_span(uint64_t ram_bytes);
+void space_lay_out(struct space *sp, uint64_t span);
+/*
+ * Gives [offset, offset + bytes) of the space memory now, rather than at the first touch, where
+ * having none left would be a SIGBUS. -ENOSPC at max-bytes or when the system has none.
+ */
+int space_populate(struct space *sp, uint64_t offset, uint64_t bytes);
+/* Takes it away again; `had` is how much of it had memory. */
+int space_trim(struct space *sp, uint64_t offset, uint64_t bytes, uint64_t had);
+
+/* ---- handles.c ---- */
+
+int handles_init(struct space *sp);
+void handles_destroy(struct space *sp);
+/* A free index and the generation for it. -ENOSPC. */
+int handle_take(struct space *sp, uint32_t *index, uint32_t *gen);
+/* The entry of index was made free (entry_free()) by the caller. */
+void handle_release(struct space *sp, uint32_t index);
+/* True when page `page` of the table has a used entry. */
+bool handle_page_used(struct space *sp, uint32_t page);
+/* Gives back the memory of pages of the table without a used entry. Returns how many bytes. */
+uint64_t handle_pages_trim(struct space *sp, uint32_t *page, uint32_t n);
+uint32_t handle_first_gen(const struct space *sp, uint32_t index);
+
+/* ---- slab.c ---- */
+
+int slab_init(struct space *sp);
+void slab_destroy(struct space *sp);
+
+struct slot {
+	uint32_t slab, slot;
+};
+/* What a slot's object adds to the sums of its class. */
+struct slot_sums {
+	uint32_t objects, logical_bytes, content_bytes;
+};
+/* A slot of a class. may_open: a new slab may be begun for it. -ENOSPC. */
+int slot_take(struct space *sp, unsigned int class, bool may_open, const struct slot_sums *sums,
+	      struct slot *out);
+void slot_release(struct space *sp, struct slot at, const struct slot_sums *sums);
+
+/* Where a slot is; NULL when there can be no such slot. *bytes: its size. */
+static inline uint8_t *slot_at(const struct space *sp, uint32_t slab, uint32_t slot,
+			       uint32_t *bytes)
+{
+	const struct class_shape *shape;
+	unsigned int class;
+	uint64_t offset;
+
+	if (slab >= sp->n_small + sp->n_large)
+		return NULL;
+	class = atomic_load_explicit(&sp->slab_class[slab], memory_order_relaxed);
+	if (class == 0 || class > sp->store->classes.n)
+		return NULL;
+	shape = &sp->store->classes.shape[class - 1];
+	if (slot >= shape->slots || shape->large != (slab >= sp->n_small))
+		return NULL;
+	offset = slab < sp->n_small
+			 ? sp->small_offset + (uint64_t)slab * SMALL_STRIDE
+			 : sp->large_offset + (uint64_t)(slab - sp->n_small) * LARGE_STRIDE;
+	*bytes = shape->slot_bytes;
+	return sp->base + offset + (uint64_t)slot * shape->slot_bytes;
+}
+
+uint64_t slab_offset(const struct space *sp, uint32_t slab);
+/* The pages of a slab that a slot lies in. */
+uint64_t slot_pages(const struct class_shape *shape, uint32_t slot);
+/* The pages of a slab that its live slots lie in. Under its class's lock, or set apart. */
+uint64_t slab_pages_needed(const struct class_shape *shape, const struct slab *s);
+/* Puts an open slab into the list that it belongs to, or takes it out. Under its class's lock. */
+void slab_list(struct space *sp, unsigned int class, uint32_t slab);
+void slab_unlist(struct space *sp, unsigned int class, uint32_t slab);
+/* Gives an empty, idle slab in no list back to the pool; trim: without keeping its memory. */
+void slab_give_back(struct space *sp, uint32_t slab, bool trim);
+/* Trims what the reserve holds. Returns bytes. */
+uint64_t slab_reserve_trim(struct space *sp);
+
+/* ---- object.c ---- */
+
+int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, uint64_t *handle,
+		 uint32_t *stored_bytes);
+int object_load(struct channel *ch, struct space *sp, uint64_t handle, void *buf, uint32_t len);
+int object_free(struct channel *ch, struct space *sp, uint64_t handle);
+/* What the object of a live entry adds to the sums, and how many bytes of its slot it takes. */
+bool object_sums(const struct space *sp, uint64_t entry, struct slot_sums *sums,
+		 uint32_t *slot_used);
+
+/* ---- recover.c ---- */
+
+/* Takes the sizes of a space from the header that another daemon left. -EBADMSG when it is none. */
+int recover_geometry(struct space *sp);
+/* Makes the running state of such a space anew. */
+int recover(struct space *sp);
+
+/* ---- compact.c ---- */
+
+int compact(struct space *sp, uint32_t budget_us);
+
+/* ---- compressed.c ---- */
+
+/* Announces that the channel may read objects from here on, until channel_leave(). */
+static inline void channel_enter(struct channel *ch)
+{
+	uint64_t e = atomic_load(&ch->store->epoch);
+
+	atomic_store(&ch->epoch, e);
+}
+
+static inline void channel_leave(struct channel *ch)
+{
+	atomic_store_explicit(&ch->epoch, 0, memory_order_release);
+}
+
+/* Nobody reads what was unreachable before epoch `retired` began. Takes store->lock. */
+bool store_quiescent(struct store *st, uint64_t retired);
+
+#endif
