@@ -251,6 +251,7 @@ static uint32_t clock_pick_victims(void *instance, uint64_t want, int urgent, st
 		hands_sweep(c, &p);
 		c->urgent_picks += p.found - before;
 	}
+	pick_done(c, &p);
 	c->picked += p.found;
 	return p.n;
 }

@@ -27,6 +27,7 @@
 
 #define LEVEL_MAX     5 /* looked at every 16th round */
 #define LEVEL_REFAULT 2
+#define LEVEL_NAMED   7 /* not a level: named in the pick under way, not to be named again */
 
 /* Units that the front hand has passed at about the same time and the back hand has not reached. */
 struct span {
@@ -75,8 +76,10 @@ struct pick {
 	uint64_t want, found;
 };
 
-/* False, and nothing changed, when there is no room for another range. */
-bool pick_add(struct pick *p, uint64_t unit);
+/* Names a victim. False, and nothing changed, when there is no room for another range. */
+bool pick_add(struct clock *c, struct pick *p, uint64_t unit);
+/* The pick is complete: its victims begin anew if they come back. */
+void pick_done(struct clock *c, const struct pick *p);
 
 static inline bool bit_test(const uint64_t *bitmap, uint64_t bit)
 {

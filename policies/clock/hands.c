@@ -24,7 +24,7 @@ static void set_level(struct clock *c, uint64_t unit, unsigned int level)
 	c->state[unit] = (uint8_t)((c->state[unit] & ~STATE_LEVEL) | level);
 }
 
-bool pick_add(struct pick *p, uint64_t unit)
+bool pick_add(struct clock *c, struct pick *p, uint64_t unit)
 {
 	struct ebb_range *last = p->n ? &p->out[p->n - 1] : NULL;
 
@@ -36,7 +36,16 @@ bool pick_add(struct pick *p, uint64_t unit)
 		p->out[p->n++] = (struct ebb_range){unit, 1};
 	}
 	p->found++;
+	idle_forget(c, unit);
+	set_level(c, unit, LEVEL_NAMED);
 	return true;
+}
+
+void pick_done(struct clock *c, const struct pick *p)
+{
+	for (uint32_t r = 0; r < p->n; r++)
+		for (uint64_t u = 0; u < p->out[r].count; u++)
+			set_level(c, p->out[r].first + u, 0);
 }
 
 void hands_reset(struct clock *c)
@@ -221,11 +230,11 @@ static bool examine(struct clock *c, struct pick *p, uint64_t unit, bool residen
 {
 	unsigned int level = level_of(c, unit);
 
+	if (level == LEVEL_NAMED)
+		resident = false;
 	if (resident && !accessed && level < 2) {
-		if (!pick_add(p, unit))
+		if (!pick_add(c, p, unit))
 			return false;
-		idle_forget(c, unit);
-		set_level(c, unit, 0);
 	} else if (resident) {
 		/* One that was steadily hot gets a second round before it goes. */
 		if (accessed)
@@ -316,16 +325,15 @@ void hands_sweep(struct clock *c, struct pick *p)
 				k |= 63;
 				continue;
 			}
-			if (!bit_test(bitmap, k))
+			if (!bit_test(bitmap, k) || level_of(c, unit) == LEVEL_NAMED)
 				continue;
 			if (level_of(c, unit)) {
 				set_level(c, unit, level_of(c, unit) / 2);
 				continue;
 			}
-			room = pick_add(p, unit);
+			room = pick_add(c, p, unit);
 			if (!room)
 				break;
-			idle_forget(c, unit);
 		}
 		k = min_u64(k, n);
 		c->sweep += k;

@@ -96,12 +96,12 @@ void idle_pick(struct clock *c, struct pick *p)
 			if (!(c->state[first + k] & STATE_IDLE))
 				continue;
 			if (bit_test(resident, k)) {
-				if (!pick_add(p, first + k))
+				if (!pick_add(c, p, first + k))
 					return;
-				c->state[first + k] &= (uint8_t)~STATE_LEVEL;
 				c->idle_picks++;
+			} else {
+				idle_forget(c, first + k);
 			}
-			idle_forget(c, first + k);
 		}
 		walked += k;
 		c->idle_hand = first + k < c->units ? first + k : 0;

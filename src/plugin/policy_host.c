@@ -39,6 +39,7 @@
 #define FAULT_BUDGET_NS	 (20 * NS_PER_US)
 /* More than this on one fault is no reading ahead any more. */
 #define PREFETCH_UNITS_MAX 1024
+#define STATS_MAX	   256
 
 enum failed_state { WORKING, FAILING, FAILED };
 
@@ -418,11 +419,16 @@ uint32_t policy_stats(struct policy_instance *i, struct ebb_policy_stat *out, ui
 	uint32_t theirs = 0, named = 0;
 	uint64_t begin;
 
+	/* A plugin that claims more than it filled in must not make us follow stray pointers. */
+	if (n)
+		memset(out, 0, n * sizeof(*out));
 	if (working(i) && i->policy->desc.stats) {
 		begin = hook_begin(i);
 		theirs = i->policy->desc.stats(i->data, out, n);
 		hook_end(i, HOOK_STATS, begin);
 	}
+	if (theirs > STATS_MAX)
+		theirs = STATS_MAX;
 	/* One without a name would break those who print it. */
 	for (uint32_t k = 0; k < theirs && k < n; k++)
 		if (out[k].name) {
