@@ -99,12 +99,15 @@ int uffd_unregister(int fd, uint64_t start, uint64_t bytes)
 	return do_ioctl(fd, UFFDIO_UNREGISTER, &range);
 }
 
-/* An ioctl that stopped in the middle says how far it came in its result field. */
-static int64_t partial(int r, int64_t done)
+/*
+ * An ioctl that stopped in the middle says how far it came in its result field; by pointer, so
+ * that it is read after the ioctl, whatever the order of evaluation.
+ */
+static int64_t partial(int r, const int64_t *done)
 {
-	if (!r || (r == -EAGAIN && done > 0))
-		return done;
-	return done < 0 ? done : r;
+	if (!r || (r == -EAGAIN && *done > 0))
+		return *done;
+	return *done < 0 ? *done : r;
 }
 
 int64_t uffd_copy(int fd, uint64_t dst, const void *src, uint64_t bytes, uint64_t mode)
@@ -112,21 +115,21 @@ int64_t uffd_copy(int fd, uint64_t dst, const void *src, uint64_t bytes, uint64_
 	struct uffdio_copy copy = {
 		.dst = dst, .src = (uint64_t)(uintptr_t)src, .len = bytes, .mode = mode};
 
-	return partial(do_ioctl(fd, UFFDIO_COPY, &copy), copy.copy);
+	return partial(do_ioctl(fd, UFFDIO_COPY, &copy), (const int64_t *)&copy.copy);
 }
 
 int64_t uffd_zero(int fd, uint64_t dst, uint64_t bytes)
 {
 	struct uffdio_zeropage zero = {.range = {dst, bytes}};
 
-	return partial(do_ioctl(fd, UFFDIO_ZEROPAGE, &zero), zero.zeropage);
+	return partial(do_ioctl(fd, UFFDIO_ZEROPAGE, &zero), (const int64_t *)&zero.zeropage);
 }
 
 int64_t uffd_continue(int fd, uint64_t start, uint64_t bytes, uint64_t mode)
 {
 	struct uffdio_continue cont = {.range = {start, bytes}, .mode = mode};
 
-	return partial(do_ioctl(fd, UFFDIO_CONTINUE, &cont), cont.mapped);
+	return partial(do_ioctl(fd, UFFDIO_CONTINUE, &cont), (const int64_t *)&cont.mapped);
 }
 
 static int write_protect(int fd, uint64_t start, uint64_t bytes, uint64_t mode)
