@@ -40,15 +40,16 @@ def parse_mib(text):
 class Ram:
     """How guest RAM is made: the QEMU arguments of one or more shared blocks."""
 
-    def __init__(self, size="1G", kind="memfd", blocks=1, hotplug=""):
-        """kind: memfd, file (tmpfs, 2 MiB-aligned, so that THP can be had) or hugetlb."""
-        self.kind, self.hotplug = kind, hotplug
+    def __init__(self, size="1G", kind="memfd", blocks=1, hotplug="", folder="/dev/shm"):
+        """kind: memfd, hugetlb or file (on a tmpfs, 2 MiB-aligned, so that THP can be had)."""
+        self.kind, self.hotplug, self.folder = kind, hotplug, folder
         self.mib = parse_mib(size)
         self.blocks = blocks
 
     def backend(self, name, mib):
         kinds = {"memfd": "memory-backend-memfd,id=%s,size=%dM,share=on",
-                 "file": "memory-backend-file,id=%s,size=%dM,share=on,align=2M,mem-path=/dev/shm",
+                 "file": "memory-backend-file,id=%s,size=%dM,share=on,align=2M,mem-path="
+                         + self.folder,
                  "hugetlb": "memory-backend-memfd,id=%s,size=%dM,share=on,hugetlb=on,"
                             "hugetlbsize=2M"}
         return kinds[self.kind] % (name, mib)
@@ -111,24 +112,28 @@ class Guest:
         except OSError:
             return ""
 
-    def wait_ready(self, timeout=90.0):
-        """Waits until the guest's agent answers."""
+    def connect(self):
+        """Connects to QEMU and to the port of the agent, which need not be there yet."""
         self.qmp = Qmp(self._path("qmp"), self.child)
-        sock = connect_unix(self._path("agent"), self.child)
-        sock.settimeout(0.1)
-        lines = Lines(sock)
+        self.agent = Lines(connect_unix(self._path("agent"), self.child))
 
-        def hello():
-            try:
-                return lines.line().startswith(b"hello")
-            except TimeoutError:
-                return False
+    def wait_ready(self, timeout=90.0):
+        """Connects, and waits until the guest's agent says that it is there."""
         try:
-            wait_for(hello, "the guest's start", timeout, self.child, step=0)
+            self.connect()
+            self.agent.sock.settimeout(0.1)
+            wait_for(self._hello, "the guest's start", timeout, self.child, step=0)
         except (ConnectionError, Failure) as e:
+            if isinstance(e, ConnectionError):
+                self.child.stop() # it is ending: let it, so that its log is whole
             self.child.require_running()
             raise Failure("%s\n%s" % (e, self.console())) from e
-        self.agent = lines
+
+    def _hello(self):
+        try:
+            return self.agent.line().startswith(b"hello")
+        except TimeoutError:
+            return False
 
     def run(self, command, timeout=60.0):
         """Runs a shell command in the guest: (exit status, output)."""
@@ -181,7 +186,7 @@ class Guest:
             path = os.path.join(folder, fd)
             try:
                 target = os.readlink(path)
-                if target.startswith(("/memfd:memory-backend", "/dev/shm/")):
+                if target.startswith(("/memfd:memory-backend", self.ram.folder + "/")):
                     out[os.stat(path).st_ino] = path
             except OSError:
                 continue
