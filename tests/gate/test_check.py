@@ -51,8 +51,8 @@ class CheckTest(unittest.TestCase):
     def run_project(self, selection):
         with open(os.path.join(self.folder.name, "CMakeLists.txt"), "w") as project:
             project.write(PROJECT)
-        subprocess.run(["cmake", "-S", self.folder.name, "-B", self.folder.name + "/out", "-Wno-dev"],
-                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["cmake", "-G", "Ninja", "-Wno-dev", "-S", self.folder.name,
+                        "-B", self.folder.name + "/out"], check=True, stdout=subprocess.DEVNULL)
         outcome = self.check.Outcome()
         self.check.ctest(outcome, "out", "ctest", selection)
         return outcome
