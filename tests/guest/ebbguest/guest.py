@@ -210,7 +210,7 @@ class Guest:
         return self.child.stop()
 
 
-def best_accelerator(scope, timeout=6.0):
+def best_accelerator(scope, timeout=15.0):
     """"kvm" where it really runs a 64-bit Linux, else "tcg", and why."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg", "no access to /dev/kvm"
