@@ -125,6 +125,7 @@ int fd_listen_unix(const char *path, unsigned int mode, struct error *e)
 	FD_OWNED fd = -1;
 	FD_OWNED probe = -1;
 	struct sockaddr_un addr;
+	struct stat st;
 	int r = unix_address(&addr, path);
 
 	if (r)
@@ -134,6 +135,9 @@ int fd_listen_unix(const char *path, unsigned int mode, struct error *e)
 	if (probe >= 0)
 		return error_set(e, EADDRINUSE, ERROR_BUSY, "%s: somebody listens there already",
 				 path);
+	/* Somebody's file is not ours to remove because a path was mistyped. */
+	if (lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
+		return error_set(e, EEXIST, ERROR_EXISTS, "%s exists and is no socket", path);
 	if (unlink(path) && errno != ENOENT)
 		return error_set(e, errno, ERROR_GENERIC, "%s: %s", path, error_text(errno));
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
