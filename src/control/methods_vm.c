@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* methods_vm.c: the commands about VMs. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "control/apply.h"
+#include "control/internal.h"
+#include "control/jobs.h"
+#include "control/settings.h"
+#include "control/stats.h"
+#include "control/vm_json.h"
+
+static int query_vms(struct request *r, json_t **ret, struct error *e)
+{
+	struct engine *eng = r->control->config.engine;
+	char(*names)[VM_NAME_MAX] = calloc(ENGINE_VMS_MAX, sizeof(*names));
+	struct vm_info *info = malloc(sizeof(*info));
+	unsigned int n;
+
+	if (!names || !info) {
+		free(names);
+		free(info);
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	}
+	*ret = json_array();
+	n = engine_vm_names(eng, names, ENGINE_VMS_MAX);
+	for (unsigned int i = 0; i < n && i < ENGINE_VMS_MAX; i++)
+		if (engine_vm_info(eng, names[i], info, e) == 0) /* else it has just gone */
+			json_array_append_new(*ret, vm_to_json(info));
+	free(names);
+	free(info);
+	return 0;
+}
+
+static int query_vm(struct request *r, json_t **ret, struct error *e)
+{
+	struct vm_info *info = malloc(sizeof(*info));
+	int err;
+
+	if (!info)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	err = engine_vm_info(r->control->config.engine, arg_text(r->args, "vm"), info, e);
+	if (!err)
+		*ret = vm_to_json(info);
+	free(info);
+	return err;
+}
+
+static int query_policy_stats(struct request *r, json_t **ret, struct error *e)
+{
+	struct engine *eng = r->control->config.engine;
+	const char *vm = arg_text(r->args, "vm");
+	uint32_t role = apply_role(r->args);
+	struct ebb_policy_stat stats[32];
+	struct vm_info *info = malloc(sizeof(*info));
+	int err, n;
+
+	if (!info)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	err = engine_vm_info(eng, vm, info, e);
+	if (!err) {
+		n = engine_policy_stats(eng, vm, role, stats, 32);
+		*ret = json_pack("{s:s, s:o}", "policy",
+				 role == EBB_POLICY_RECLAIM ? info->reclaim_policy
+							    : info->prefetch_policy,
+				 "stats", policy_stats_to_json(stats, n < 32 ? n : 32));
+	}
+	free(info);
+	return err;
+}
+
+static int vm_set(struct request *r, json_t **ret, struct error *e)
+{
+	const char *vm = arg_text(r->args, "vm");
+	int err = apply_vm_set(r->control->config.engine, vm, r->args, e);
+
+	(void)ret;
+	return err ? err : settings_vm_set(r->control->config.settings, r->args, e);
+}
+
+static int policy_set(struct request *r, json_t **ret, struct error *e)
+{
+	const char *vm = arg_text(r->args, "vm");
+	int err = apply_policy_set(r->control->config.engine, vm, r->args, e);
+
+	(void)ret;
+	return err ? err : settings_policy_set(r->control->config.settings, r->args, e);
+}
+
+/* So that a wrong name is told at once, and no job is seen to start and fail. */
+static int vm_known(struct request *r, struct error *e)
+{
+	struct vm_info *info = malloc(sizeof(*info));
+	int err;
+
+	if (!info)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	err = engine_vm_info(r->control->config.engine, arg_text(r->args, "vm"), info, e);
+	free(info);
+	return err;
+}
+
+static int run_reclaim(struct job *j, struct error *e)
+{
+	int err = engine_vm_reclaim(j->engine, j->target, j->bytes, &j->progress, &j->result, e);
+
+	if (err == -ECANCELED)
+		return error_set(e, ECANCELED, ERROR_CANCELLED,
+				 "cancelled; %llu bytes were reclaimed until then",
+				 (unsigned long long)j->result);
+	return err;
+}
+
+static json_t *reclaimed(struct job *j, struct control *c)
+{
+	(void)c;
+	return json_pack("{s:I}", "reclaimed-bytes", (json_int_t)j->result);
+}
+
+static int vm_reclaim(struct request *r, json_t **ret, struct error *e)
+{
+	json_int_t bytes = json_integer_value(json_object_get(r->args, "bytes"));
+	int err = vm_known(r, e);
+
+	(void)ret;
+	return err ? err
+		   : job_start(r, arg_text(r->args, "vm"), (uint64_t)bytes, run_reclaim, reclaimed,
+			       e);
+}
+
+static int run_prefetch(struct job *j, struct error *e)
+{
+	int err = engine_vm_prefetch(j->engine, j->target, &j->progress, &j->result, e);
+
+	if (err == -ECANCELED)
+		return error_set(e, ECANCELED, ERROR_CANCELLED,
+				 "cancelled; %llu bytes were brought back until then",
+				 (unsigned long long)j->result);
+	return err;
+}
+
+static json_t *prefetched(struct job *j, struct control *c)
+{
+	(void)c;
+	return json_pack("{s:I}", "prefetched-bytes", (json_int_t)j->result);
+}
+
+static int vm_prefetch(struct request *r, json_t **ret, struct error *e)
+{
+	int err = vm_known(r, e);
+
+	(void)ret;
+	return err ? err : job_start(r, arg_text(r->args, "vm"), 0, run_prefetch, prefetched, e);
+}
+
+static int run_detach(struct job *j, struct error *e)
+{
+	int err = engine_vm_detach(j->engine, j->target, &j->progress, e);
+
+	if (err == -ECANCELED)
+		return error_set(e, ECANCELED, ERROR_CANCELLED, "cancelled; the VM stays attached");
+	return err;
+}
+
+static int vm_detach(struct request *r, json_t **ret, struct error *e)
+{
+	int err = vm_known(r, e);
+
+	(void)ret;
+	return err ? err : job_start(r, arg_text(r->args, "vm"), 0, run_detach, NULL, e);
+}
+
+const struct method methods_vm[] = {
+	{"query-vms", query_vms},
+	{"query-vm", query_vm},
+	{"query-policy-stats", query_policy_stats},
+	{"vm-set", vm_set},
+	{"vm-reclaim", vm_reclaim},
+	{"vm-prefetch", vm_prefetch},
+	{"vm-detach", vm_detach},
+	{"policy-set", policy_set},
+	{NULL, NULL},
+};

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* listen_none.c: a build without the attach module: nobody can attach. */
+#include "base/log.h"
+#include "daemon/listen.h"
+
+int listen_new(struct event_base *base, struct engine *eng, const char *path, unsigned int mode,
+	       struct listen **out, struct error *e)
+{
+	(void)base;
+	(void)eng;
+	(void)mode;
+	(void)e;
+	log_warning("this build has no attach socket (%s)", path);
+	*out = NULL;
+	return 0;
+}
+
+void listen_free(struct listen *l)
+{
+	(void)l;
+}
