@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -119,6 +118,14 @@ static int present_by_read(int fd, uint64_t start, uint64_t end, uint64_t page_s
 		}
 	}
 	return 0;
+}
+
+bool pagemap_can_scan(int fd)
+{
+	struct scan_arg arg = {.size = sizeof(arg), .return_mask = SCAN_PRESENT};
+
+	/* An empty range: nothing to walk, nothing to report. */
+	return ioctl(fd, SCAN_IOCTL, &arg) == 0;
 }
 
 int pagemap_present(int fd, uint64_t start, uint64_t end, uint64_t page_size, uint64_t *bitmap)

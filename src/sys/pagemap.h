@@ -3,6 +3,7 @@
 #ifndef SYS_PAGEMAP_H
 #define SYS_PAGEMAP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -22,6 +23,9 @@ int pagemap_open(pid_t pid);
  * entries. Any thread, allocates nothing. 0, -ESRCH when the process is gone, -errno.
  */
 int pagemap_present(int fd, uint64_t start, uint64_t end, uint64_t page_size, uint64_t *bitmap);
+
+/* Whether pagemap_present() can use PAGEMAP_SCAN. */
+bool pagemap_can_scan(int fd);
 
 /*
  * process_madvise(MADV_PAGEOUT) on the ranges of another process: where no swap can take the pages
