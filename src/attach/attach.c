@@ -91,7 +91,7 @@ static void check_limits(struct attach *at, struct conn *newcomer)
 		if (c == newcomer || c->peer.uid != uid || c->peer.pidfd < 0)
 			continue;
 		same++;
-		pending += c->attach_deadline_ns != 0;
+		pending += c->attach_deadline_ns && !c->closing;
 	}
 	if (at->n_conns > config->max_connections)
 		conn_fail(newcomer, ERROR_LIMIT, "the daemon has %u connections, its maximum",

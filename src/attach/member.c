@@ -65,17 +65,9 @@ int member_known(const json_t *obj, const char *where, const char *const *known,
 	return 0;
 }
 
-/* *out is NULL when the member is missing and may be. */
-static int member_get(const json_t *obj, const char *where, const char *name, bool absent,
-		      json_t **out, struct error *e)
+static int missing(const char *where, const char *name, struct error *e)
 {
-	json_t *v = json_object_get(obj, name);
-
-	if (!v && !absent)
-		return error_set(e, EINVAL, ERROR_ARGUMENT, PLACE " is missing",
-				 PLACE_OF(where, name));
-	*out = v;
-	return 0;
+	return error_set(e, EINVAL, ERROR_ARGUMENT, PLACE " is missing", PLACE_OF(where, name));
 }
 
 static int wrong_type(const json_t *v, const char *where, const char *name, const char *wanted,
@@ -88,11 +80,10 @@ static int wrong_type(const json_t *v, const char *where, const char *name, cons
 static int get_u64(const json_t *obj, const char *where, const char *name, bool absent,
 		   uint64_t *out, struct error *e)
 {
-	json_t *v;
-	int r = member_get(obj, where, name, absent, &v, e);
+	const json_t *v = json_object_get(obj, name);
 
-	if (r || !v)
-		return r;
+	if (!v)
+		return absent ? 0 : missing(where, name, e);
 	if (!json_is_integer(v))
 		return wrong_type(v, where, name, "an integer", e);
 	if (json_integer_value(v) < 0)
@@ -117,11 +108,10 @@ int member_u64_absent(const json_t *obj, const char *where, const char *name, ui
 int member_bool_absent(const json_t *obj, const char *where, const char *name, bool *out,
 		       struct error *e)
 {
-	json_t *v;
-	int r = member_get(obj, where, name, true, &v, e);
+	const json_t *v = json_object_get(obj, name);
 
-	if (r || !v)
-		return r;
+	if (!v)
+		return 0;
 	if (!json_is_boolean(v))
 		return wrong_type(v, where, name, "a boolean", e);
 	*out = json_is_true(v);
@@ -133,11 +123,10 @@ static int get_name(const json_t *obj, const char *where, const char *name, bool
 {
 	const char *text;
 	size_t n;
-	json_t *v;
-	int r = member_get(obj, where, name, absent, &v, e);
+	const json_t *v = json_object_get(obj, name);
 
-	if (r || !v)
-		return r;
+	if (!v)
+		return absent ? 0 : missing(where, name, e);
 	if (!json_is_string(v))
 		return wrong_type(v, where, name, "a string", e);
 	text = json_string_value(v);
@@ -176,11 +165,10 @@ int member_name_absent(const json_t *obj, const char *where, const char *name, c
 int member_object(const json_t *obj, const char *where, const char *name, json_t **out,
 		  struct error *e)
 {
-	json_t *v = NULL;
-	int r = member_get(obj, where, name, false, &v, e);
+	json_t *v = json_object_get(obj, name);
 
-	if (r)
-		return r;
+	if (!v)
+		return missing(where, name, e);
 	if (!json_is_object(v))
 		return wrong_type(v, where, name, "an object", e);
 	*out = v;
@@ -190,11 +178,10 @@ int member_object(const json_t *obj, const char *where, const char *name, json_t
 int member_array(const json_t *obj, const char *where, const char *name, json_t **out,
 		 struct error *e)
 {
-	json_t *v = NULL;
-	int r = member_get(obj, where, name, false, &v, e);
+	json_t *v = json_object_get(obj, name);
 
-	if (r)
-		return r;
+	if (!v)
+		return missing(where, name, e);
 	if (!json_is_array(v))
 		return wrong_type(v, where, name, "an array", e);
 	*out = v;

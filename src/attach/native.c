@@ -262,12 +262,14 @@ static void native_line(struct conn *c)
 			error_set(&req->error, EPROTO, ERROR_PROTOCOL,
 				  "this is no JSON: %s (byte %d)", where.text, where.position);
 	} else if (is_answer(message) && !req->n_fds) {
-		req->result = native_take_answer(native, message, &req->error);
-		if (!req->result) {
-			json_decref(message);
-			native_request_free(req);
-			return;
+		/* Never kept waiting, not even a wrong one: the right one may be behind it. */
+		if (native_take_answer(native, message, &req->error)) {
+			conn_log(c, req->error.cls, req->error.desc);
+			conn_send_error(c, &req->error);
 		}
+		json_decref(message);
+		native_request_free(req);
+		return;
 	} else {
 		req->result = native_parse(req, message, &req->error);
 	}

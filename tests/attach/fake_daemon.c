@@ -30,6 +30,8 @@ static void set_limit(struct attach_config *config, char *arg)
 	n = (unsigned int)strtoul(value, NULL, 10);
 	if (!strcmp(arg, "uffd-device"))
 		config->uffd_device = value;
+	else if (!strcmp(arg, "mode"))
+		config->mode = (unsigned int)strtoul(value, NULL, 8);
 	else if (!strcmp(arg, "connections"))
 		config->max_connections = n;
 	else if (!strcmp(arg, "per-uid"))

@@ -119,7 +119,7 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 			 struct error *e)
 {
 	note(a->eng, "region-remove %s %s%s", a->vm, id, discard ? " discard" : "");
-	for (int i = 0; !strncmp(id, "slow", 4) && i < 300; i++) {
+	for (int i = 0; !strncmp(id, "slow", 4) && i < 3000; i++) {
 		if (p->cancel)
 			return error_set(e, ECANCELED, ERROR_CANCELLED, "cancelled");
 		usleep(10000);

@@ -11,7 +11,7 @@
  * Each call is written as a line to `log`. What it does beyond that is asked for by names:
  *   VM "slow..."     attaching takes 300 ms
  *   VM "taken"       the name is taken
- *   region "slow..." removing it lasts until it is cancelled, at most 3 s
+ *   region "slow..." removing it lasts until it is cancelled, at most 30 s
  *   region "zap..."  pin asks the client for a zap and answers with its result
  */
 struct engine *fake_engine_new(FILE *log);
