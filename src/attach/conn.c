@@ -54,7 +54,7 @@ static void conn_free(struct conn *c)
 		event_free(c->write_event);
 	if (c->timer)
 		event_free(c->timer);
-	frame_reset(&c->frame);
+	intake_reset(&c->intake);
 	fd_close(&c->peer.pidfd);
 	*c->link = c->next;
 	if (c->next)
@@ -77,7 +77,7 @@ struct conn *conn_new(struct attach *at, int fd)
 	c->out_tail = &c->out;
 	c->reap.run = conn_reap;
 	c->reap.done = conn_reaped;
-	frame_init(&c->frame, at->config.message_max_bytes);
+	intake_init(&c->intake, at->config.message_max_bytes);
 	c->next = at->conns;
 	c->link = &at->conns;
 	if (c->next)
@@ -114,9 +114,9 @@ static void conn_reap(struct job *job)
 
 	if (c->dialect)
 		c->dialect->release(c);
-	for (int i = 0; i < c->frame.n_fds; i++)
-		close(c->frame.fds[i]);
-	c->frame.n_fds = 0;
+	for (int i = 0; i < c->intake.n_fds; i++)
+		close(c->intake.fds[i]);
+	c->intake.n_fds = 0;
 	fd_close(&c->fd);
 }
 
@@ -238,9 +238,9 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
 
 static void conn_eof(struct conn *c)
 {
-	if (c->frame.bytes || c->frame.n_fds) {
+	if (c->intake.bytes || c->intake.n_fds) {
 		conn_fail(c, ERROR_PROTOCOL, "the message is cut off after %zu bytes",
-			  c->frame.bytes);
+			  c->intake.bytes);
 		return;
 	}
 	c->eof = true;
@@ -258,7 +258,7 @@ static void conn_input_failed(struct conn *c, int err)
 		conn_close(c);
 		break;
 	case -EMSGSIZE:
-		conn_fail(c, ERROR_PROTOCOL, "the message is longer than %zu bytes", c->frame.max);
+		conn_fail(c, ERROR_PROTOCOL, "the message is longer than %zu bytes", c->intake.max);
 		break;
 	case -ETOOMANYREFS:
 		conn_fail(c, ERROR_LIMIT,
@@ -280,7 +280,7 @@ void conn_uncharge(struct conn *c, int n)
 /* Charges what a read brought; refuses it when all clients together hold too much. */
 static int conn_charge(struct conn *c, int before, int r)
 {
-	int n = c->frame.n_fds - before;
+	int n = c->intake.n_fds - before;
 
 	c->held_fds += n;
 	c->at->held_fds += (unsigned int)n;
@@ -298,17 +298,17 @@ static int conn_charge(struct conn *c, int before, int r)
 
 int conn_first(struct conn *c, char *first)
 {
-	int before = c->frame.n_fds;
+	int before = c->intake.n_fds;
 
-	return conn_charge(c, before, frame_first(&c->frame, c->fd, first));
+	return conn_charge(c, before, intake_first(&c->intake, c->fd, first));
 }
 
 int conn_line(struct conn *c)
 {
-	int before = c->frame.n_fds;
-	int r = conn_charge(c, before, frame_line(&c->frame, c->fd));
+	int before = c->intake.n_fds;
+	int r = conn_charge(c, before, intake_line(&c->intake, c->fd));
 
-	if (r || !c->frame.bytes)
+	if (r || !c->intake.bytes)
 		c->message_deadline_ns = 0;
 	else if (!c->message_deadline_ns)
 		c->message_deadline_ns = clock_ns() + c->at->config.message_timeout_ms * NS_PER_MS;

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "attach/frame.h"
+#include "attach/intake.h"
 #include "attach/peer.h"
 #include "attach/worker.h"
 
@@ -44,7 +44,7 @@ struct conn {
 	struct peer peer;
 	const struct dialect *dialect; /* NULL until the first byte has told */
 	void *state;
-	struct frame frame;
+	struct intake intake;
 	int held_fds; /* charged to at->held_fds for this connection */
 
 	struct event *read_event, *write_event, *timer;
@@ -68,7 +68,7 @@ void conn_start(struct conn *c);
 
 /* The client has attached, or has not or no longer: then the time to attach runs. */
 void conn_set_attached(struct conn *c, bool attached);
-/* frame_first() and frame_line() with all errors dealt with: 1 or 0. */
+/* intake_first() and intake_line() with all errors dealt with: 1 or 0. */
 int conn_first(struct conn *c, char *first);
 int conn_line(struct conn *c);
 /* n descriptors that came with a message are closed or given away. */

@@ -238,12 +238,12 @@ static struct native_request *request_new(struct conn *c)
 		return NULL;
 	req->conn = c;
 	req->lent_fd = -1;
-	req->n_fds = frame_take_fds(&c->frame, req->fds);
+	req->n_fds = intake_take_fds(&c->intake, req->fds);
 	req->charged = req->n_fds;
 	return req;
 }
 
-/* One complete line is in the frame. */
+/* One complete line is in the intake. */
 static void native_line(struct conn *c)
 {
 	struct native *native = c->state;
@@ -255,8 +255,8 @@ static void native_line(struct conn *c)
 		conn_close(c);
 		return;
 	}
-	message = json_loadb(c->frame.text, c->frame.bytes, JSON_REJECT_DUPLICATES, &where);
-	frame_reset(&c->frame);
+	message = json_loadb(c->intake.text, c->intake.bytes, JSON_REJECT_DUPLICATES, &where);
+	intake_reset(&c->intake);
 	if (!message) {
 		req->result =
 			error_set(&req->error, EPROTO, ERROR_PROTOCOL,
@@ -289,7 +289,7 @@ static void native_input(struct conn *c)
 
 		if (c->closing || c->finishing || c->eof || c->hold_input)
 			return;
-		if (!c->frame.bytes && !conn_first(c, &first))
+		if (!c->intake.bytes && !conn_first(c, &first))
 			return;
 		if (!conn_line(c))
 			return;

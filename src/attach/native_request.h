@@ -6,7 +6,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
-#include "attach/frame.h"
+#include "attach/intake.h"
 #include "attach/worker.h"
 #include "engine/engine.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* frame.c: one message at a time from a stream socket, with the descriptors that came with it. */
-#include "attach/frame.h"
+/* intake.c: one message at a time from a stream socket, with the descriptors that came with it. */
+#include "attach/intake.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #define ROOM_FIRST 4096
 #define SPACE	   " \t\r\n"
 
-void frame_init(struct frame *f, size_t max_bytes)
+void intake_init(struct intake *f, size_t max_bytes)
 {
 	f->text = NULL;
 	f->bytes = 0;
@@ -19,7 +19,7 @@ void frame_init(struct frame *f, size_t max_bytes)
 	f->n_fds = 0;
 }
 
-void frame_reset(struct frame *f)
+void intake_reset(struct intake *f)
 {
 	free(f->text);
 	f->text = NULL;
@@ -27,7 +27,7 @@ void frame_reset(struct frame *f)
 	f->room = 0;
 }
 
-int frame_take_fds(struct frame *f, int *fds)
+int intake_take_fds(struct intake *f, int *fds)
 {
 	int n = f->n_fds;
 
@@ -37,7 +37,7 @@ int frame_take_fds(struct frame *f, int *fds)
 }
 
 /* Takes over what SCM_RIGHTS brought. Returns false when some did not fit. */
-static bool frame_keep_fds(struct frame *f, struct msghdr *msg)
+static bool intake_keep_fds(struct intake *f, struct msghdr *msg)
 {
 	bool fit = !(msg->msg_flags & MSG_CTRUNC);
 
@@ -54,7 +54,7 @@ static bool frame_keep_fds(struct frame *f, struct msghdr *msg)
 }
 
 /* Reads up to bytes (which a peek has seen) into buf, and the descriptors. */
-static ssize_t frame_receive(struct frame *f, int sock, void *buf, size_t bytes)
+static ssize_t intake_receive(struct intake *f, int sock, void *buf, size_t bytes)
 {
 	union {
 		char space[CMSG_SPACE(sizeof(int) * FRAME_FDS_MAX)];
@@ -72,13 +72,13 @@ static ssize_t frame_receive(struct frame *f, int sock, void *buf, size_t bytes)
 	} while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;
-	if (!frame_keep_fds(f, &msg))
+	if (!intake_keep_fds(f, &msg))
 		return -ETOOMANYREFS;
 	return n;
 }
 
 /* Looks at what is in the socket. Returns bytes, 0 when there are none yet, or -errno. */
-static ssize_t frame_peek(int sock, void *buf, size_t bytes)
+static ssize_t intake_peek(int sock, void *buf, size_t bytes)
 {
 	ssize_t n;
 
@@ -92,12 +92,12 @@ static ssize_t frame_peek(int sock, void *buf, size_t bytes)
 	return errno == EAGAIN ? 0 : -errno;
 }
 
-int frame_first(struct frame *f, int sock, char *first)
+int intake_first(struct intake *f, int sock, char *first)
 {
 	char buf[256];
 
 	for (int i = 0; i < 16; i++) {
-		ssize_t n = frame_peek(sock, buf, sizeof(buf));
+		ssize_t n = intake_peek(sock, buf, sizeof(buf));
 		ssize_t spaces = 0;
 
 		if (n <= 0)
@@ -108,14 +108,14 @@ int frame_first(struct frame *f, int sock, char *first)
 			*first = buf[0];
 			return 1;
 		}
-		n = frame_receive(f, sock, buf, (size_t)spaces);
+		n = intake_receive(f, sock, buf, (size_t)spaces);
 		if (n < 0)
 			return (int)n;
 	}
 	return 0; /* a flood of white space: the others' turn */
 }
 
-static int frame_grow(struct frame *f)
+static int intake_grow(struct intake *f)
 {
 	size_t room = f->room ? f->room * 2 : ROOM_FIRST;
 	char *text;
@@ -134,23 +134,23 @@ static int frame_grow(struct frame *f)
 	return 0;
 }
 
-int frame_line(struct frame *f, int sock)
+int intake_line(struct intake *f, int sock)
 {
 	for (;;) {
 		char *at, *newline;
 		ssize_t n;
-		int r = frame_grow(f);
+		int r = intake_grow(f);
 
 		if (r)
 			return r;
 		at = f->text + f->bytes;
-		n = frame_peek(sock, at, f->room - f->bytes);
+		n = intake_peek(sock, at, f->room - f->bytes);
 		if (n <= 0)
 			return (int)n;
 		newline = memchr(at, '\n', (size_t)n);
 		if (newline)
 			n = newline - at + 1;
-		n = frame_receive(f, sock, at, (size_t)n);
+		n = intake_receive(f, sock, at, (size_t)n);
 		if (n < 0)
 			return (int)n;
 		f->bytes += (size_t)n;
