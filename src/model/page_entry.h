@@ -37,9 +37,9 @@
  *
  * After a crash, by state: PROTECTED, UNPROTECTING and STORING have their page: lift the
  * protection, RESIDENT (a handle that was being stored is unreachable and is swept by the
- * backend). PUNCHING: the store was acknowledged, finish the punch: EVICTED. LOADING with a
- * handle: EVICTED if the page cache has a hole there; if it has a page, then the copy had been
- * made whole (the kernel shows a page only complete): RESIDENT. LOADING without one: NONE.
+ * backend). PUNCHING: the store was acknowledged, finish the punch: EVICTED. LOADING: if the page
+ * cache has a page, then it is whole (the kernel shows a page only complete): RESIDENT; over a
+ * hole with a tier or a handle: EVICTED; over a hole without: NONE, whose content is zero.
  * CLEARING: finish it.
  *
  * Layout: bits 0-3 state, 4-7 flags, 8-11 tier, 12-59 handle, 60-63 more flags.

@@ -1,0 +1,784 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* attachment.c: taking a process's RAM under management, and letting go when it exits. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "engine/internal.h"
+#include "sys/memfd.h"
+#include "sys/pagemap.h"
+#include "sys/uffd.h"
+
+/*
+ * Theory of operation
+ *
+ * Attaching: check everything that can be checked without touching the client; make the blocks
+ * and their tables; register all ranges (from here on the client's faults wait for us); find out
+ * which pages are there already; publish; let the fault workers watch. A failure at any step
+ * undoes the steps before it. Nothing is evicted before the first look for foreign mappings.
+ *
+ * The primary brings the VM into being; a secondary joins the VM whose memfd inodes its regions
+ * have. When the primary's process exits the VM is over. When a secondary exits its mappings are
+ * taken out of the blocks.
+ */
+
+static uint64_t wanted_features(const struct engine *eng)
+{
+	uint64_t want = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+			UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
+			UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MINOR_HUGETLBFS |
+			UFFD_FEATURE_THREAD_ID;
+
+	/* No events: REMOVE tells nothing on memfds that the entry and the fault do not tell, and
+	 * makes the client's madvise() wait for us. */
+	return want & eng->features.uffd_features;
+}
+
+static void attachment_free(struct attachment *att)
+{
+	if (!att)
+		return;
+	if (att->uffd >= 0)
+		close(att->uffd);
+	if (att->pidfd >= 0)
+		close(att->pidfd);
+	if (att->pagemap_fd >= 0)
+		close(att->pagemap_fd);
+	pthread_mutex_destroy(&att->client_lock);
+	free(att);
+}
+
+static void attachment_unref(struct attachment *att)
+{
+	struct vm *vm;
+
+	if (!att || atomic_fetch_sub(&att->refs, 1) != 1)
+		return;
+	vm = att->vm;
+	attachment_free(att);
+	vm_put(vm);
+}
+
+static struct attachment *attachment_new(struct engine *eng, struct attach_request *req)
+{
+	struct attachment *att = calloc(1, sizeof(*att));
+
+	if (!att)
+		return NULL;
+	att->uffd = fd_take(&req->uffd);
+	att->pidfd = fd_take(&req->pidfd);
+	att->pagemap_fd = -1;
+	att->pid = req->pid;
+	att->uid = req->uid;
+	att->secondary = req->secondary;
+	att->ops = req->ops;
+	att->client = req->client;
+	att->serial = atomic_fetch_add(&eng->serial, 1) + 1;
+	pthread_mutex_init(&att->client_lock, NULL);
+	return att;
+}
+
+/* A VM that has this file in one of its blocks (and another block of it at *block). */
+static struct vm *vm_with_file(struct engine *eng, dev_t dev, ino_t ino)
+{
+	struct vm *found = NULL;
+
+	pthread_mutex_lock(&eng->lock);
+	for (struct vm *vm = eng->vms; vm && !found; vm = vm->next)
+		for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+			struct block *b = atomic_load(&vm->blocks[i]);
+
+			if (b && b->dev == dev && b->ino == ino && !atomic_load(&b->gone)) {
+				found = vm;
+				vm_ref(vm);
+				break;
+			}
+		}
+	pthread_mutex_unlock(&eng->lock);
+	return found;
+}
+
+static int check_region(struct engine *eng, const struct attach_region *reg,
+			struct memfd_info *info, struct error *e)
+{
+	int r = memfd_info(reg->memfd, info);
+
+	if (r)
+		return error_set(e, -r, ERROR_ARGUMENT,
+				 "region %s: its memfd is no file of tmpfs or hugetlbfs", reg->id);
+	if (!info->writable)
+		return error_set(e, EACCES, ERROR_ARGUMENT,
+				 "region %s: its memfd is sealed against writing or read-only, so "
+				 "pages could not be taken out of it",
+				 reg->id);
+	if (info->page_bytes != 4096 && info->page_bytes != UNIT_MAX_BYTES)
+		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
+				 "region %s: huge pages of %u bytes are not supported", reg->id,
+				 info->page_bytes);
+	if (reg->page_size != info->page_bytes)
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "region %s: page_size %u, but its memfd has pages of %u bytes",
+				 reg->id, reg->page_size, info->page_bytes);
+	if (reg->size == 0 || reg->size % reg->page_size || reg->host_addr % reg->page_size ||
+	    reg->memfd_offset % reg->page_size || reg->host_addr + reg->size < reg->host_addr ||
+	    reg->memfd_offset + reg->size < reg->memfd_offset)
+		return error_set(
+			e, EINVAL, ERROR_ARGUMENT,
+			"region %s: address, offset and size must be multiples of its page "
+			"size and not wrap around",
+			reg->id);
+	if (reg->memfd_offset + reg->size > info->size)
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "region %s reaches beyond the end of its memfd", reg->id);
+	if (info->page_bytes == 4096 ? !eng->features.wp_shmem : !eng->features.wp_hugetlb)
+		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
+				 "this kernel has no write protection for this kind of memory");
+	return 0;
+}
+
+/* A block and its table for one region; not yet registered. Under vm.lock. */
+static int block_new(struct vm *vm, const struct attach_region *reg, const struct memfd_info *info,
+		     struct block **out, struct error *e)
+{
+	struct block *b = calloc(1, sizeof(*b));
+	struct store_memory *table;
+	char name[64];
+	bool found;
+	int r;
+
+	if (!b)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	pthread_mutex_init(&b->pin_lock, NULL);
+	b->vm = vm;
+	snprintf(b->id, sizeof(b->id), "%s", reg->id);
+	b->kind = info->page_bytes == 4096 ? BLOCK_SHMEM : BLOCK_HUGETLB;
+	b->minor = b->kind == BLOCK_SHMEM && vm->eng->features.shmem_thp;
+	b->dev = info->dev;
+	b->ino = info->ino;
+	b->memfd_offset = reg->memfd_offset;
+	b->bytes = reg->size;
+	b->guest_addr = reg->guest_addr;
+	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
+	b->units = reg->size >> b->unit_shift;
+	b->first_unit = (atomic_load(&vm->units) + 63) / 64 * 64;
+	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);
+	if (b->memfd < 0) {
+		r = error_set(e, errno, ERROR_LIMIT, "out of descriptors");
+		goto fail;
+	}
+	/* Numbered, because an id may come again after its block was unplugged. */
+	snprintf(name, sizeof(name), "table:%u", vm->tables_made++);
+	r = vm_store_open(vm, name, page_table_bytes(b->units), &table, &found);
+	if (r) {
+		error_set(e, -r, ERROR_GENERIC, "region %s: no memory for its page table: %s",
+			  reg->id, error_text(r));
+		goto fail;
+	}
+	snprintf(b->table_name, sizeof(b->table_name), "%s", name);
+	page_table_init(&b->table, table->addr, b->units);
+	*out = b;
+	return 0;
+fail:
+	block_free(b);
+	return r;
+}
+
+static struct mapping *mapping_new(struct attachment *att, struct block *b, uint64_t host_addr,
+				   uint64_t first_unit, uint64_t units)
+{
+	struct mapping *m = calloc(1, sizeof(*m));
+
+	if (m)
+		*m = (struct mapping){.att = att,
+				      .block = b,
+				      .host_addr = host_addr,
+				      .first_unit = first_unit,
+				      .units = units};
+	return m;
+}
+
+static int register_mapping(struct mapping *m, struct error *e)
+{
+	uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+	uint64_t bytes = m->units << m->block->unit_shift;
+	int r;
+
+	if (m->block->minor)
+		modes |= UFFDIO_REGISTER_MODE_MINOR;
+	r = uffd_register(m->att->uffd, m->host_addr, bytes, modes);
+	if (r == -EBUSY)
+		return error_set(e, EBUSY, ERROR_BUSY,
+				 "region %s has a userfaultfd already (postcopy migration or a "
+				 "background snapshot?)",
+				 m->block->id);
+	if (r)
+		return error_set(e, -r, ERROR_ARGUMENT,
+				 "region %s: its range cannot be registered: %s", m->block->id,
+				 r == -EINVAL ? "nothing, or no shared memory, is mapped there"
+					      : error_text(r));
+	return 0;
+}
+
+/* Finds out what is resident. The ranges are registered: nothing new comes without a fault. */
+static void find_resident(struct block *b)
+{
+	uint64_t start, stop, at = b->memfd_offset, end = b->memfd_offset + b->bytes;
+	struct mapping *m = atomic_load(&b->mappings[0]);
+	uint64_t resident = 0;
+
+	if (b->kind != BLOCK_HUGETLB) {
+		while (memfd_next_data(b->memfd, at, end, &start, &stop)) {
+			uint64_t first = (start - b->memfd_offset) >> b->unit_shift;
+			uint64_t n = (stop - start) >> b->unit_shift;
+
+			page_table_set_run(&b->table, first, n, PE_RESIDENT);
+			resident += n;
+			at = stop;
+		}
+	} else {
+		/* hugetlbfs does not tell; what the VMM has mapped is there. What is only in the
+		 * cache stays NONE, and is found by its fault, which never overwrites it. */
+		for (uint64_t u = 0; m && u < b->units; u++) {
+			uint64_t bit = 0, addr = mapping_addr(m, u);
+
+			if (pagemap_present(m->att->pagemap_fd, addr, addr + block_unit_bytes(b),
+					    block_unit_bytes(b), &bit) ||
+			    !(bit & 1))
+				continue;
+			page_table_set_run(&b->table, u, 1, PE_RESIDENT);
+			resident++;
+		}
+	}
+	atomic_fetch_add(&b->vm->resident, (int64_t)(resident << b->unit_shift));
+}
+
+static int add_to(_Atomic(struct mapping *) *list, _Atomic unsigned int *n, unsigned int max,
+		  struct mapping *m)
+{
+	for (unsigned int i = 0; i < max; i++) {
+		if (atomic_load(&list[i]))
+			continue;
+		/* Slot 0 of a block is the primary's for ever. */
+		if (i == 0 && m->att->secondary && list == m->block->mappings)
+			continue;
+		atomic_store_explicit(&list[i], m, memory_order_release);
+		if (i >= atomic_load(n))
+			atomic_store_explicit(n, i + 1, memory_order_release);
+		return 0;
+	}
+	return -ENOSPC;
+}
+
+/* Makes block, table, registration and mapping of one region of the primary. Under vm.lock. */
+int attachment_add_block(struct attachment *att, const struct attach_region *reg, struct error *e)
+{
+	struct vm *vm = att->vm;
+	unsigned int n = atomic_load(&vm->n_blocks);
+	struct memfd_info info;
+	struct mapping *m;
+	struct block *b = NULL;
+	int r = check_region(vm->eng, reg, &info, e);
+
+	if (r)
+		return r;
+	if (n == VM_REGIONS_MAX)
+		return error_set(e, ENOSPC, ERROR_LIMIT,
+				 "no more than %d RAM blocks in a VM's life", VM_REGIONS_MAX);
+	for (unsigned int i = 0; i < n; i++) {
+		b = atomic_load(&vm->blocks[i]);
+		if (!b || atomic_load(&b->gone))
+			continue;
+		if (strcmp(b->id, reg->id) == 0)
+			return error_set(e, EEXIST, ERROR_EXISTS, "there is a region %s already",
+					 reg->id);
+		if (b->dev == info.dev && b->ino == info.ino &&
+		    reg->memfd_offset < b->memfd_offset + b->bytes &&
+		    b->memfd_offset < reg->memfd_offset + reg->size)
+			return error_set(e, EEXIST, ERROR_ARGUMENT,
+					 "region %s overlaps region %s in its memfd", reg->id,
+					 b->id);
+	}
+	r = block_new(vm, reg, &info, &b, e);
+	if (r)
+		return r;
+	m = mapping_new(att, b, reg->host_addr, 0, b->units);
+	r = m ? register_mapping(m, e) : error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	if (r) {
+		vm_store_close(vm, b->table_name);
+		block_free(b);
+		free(m);
+		return r;
+	}
+	add_to(b->mappings, &b->n_mappings, BLOCK_MAPPINGS_MAX, m);
+	find_resident(b);
+	atomic_store(&vm->units, b->first_unit + b->units);
+	atomic_store_explicit(&vm->blocks[n], b, memory_order_release);
+	atomic_store_explicit(&vm->n_blocks, n + 1, memory_order_release);
+	add_to(att->mappings, &att->n_mappings, VM_REGIONS_MAX, m);
+	return 0;
+}
+
+/* A region of a secondary: may map a part of a block, or several blocks of one file. */
+static int add_secondary(struct attachment *att, const struct attach_region *reg, struct error *e)
+{
+	struct vm *vm = att->vm;
+	struct memfd_info info;
+	bool any = false;
+	int r = check_region(vm->eng, reg, &info, e);
+
+	if (r)
+		return r;
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+		uint64_t lo, hi;
+		struct mapping *m;
+
+		if (!b || atomic_load(&b->gone) || b->dev != info.dev || b->ino != info.ino)
+			continue;
+		lo = reg->memfd_offset > b->memfd_offset ? reg->memfd_offset : b->memfd_offset;
+		hi = reg->memfd_offset + reg->size;
+		if (hi > b->memfd_offset + b->bytes)
+			hi = b->memfd_offset + b->bytes;
+		if (lo >= hi)
+			continue;
+		m = mapping_new(att, b, reg->host_addr + (lo - reg->memfd_offset),
+				(lo - b->memfd_offset) >> b->unit_shift,
+				(hi - lo) >> b->unit_shift);
+		if (!m)
+			return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		/* Registered before it is published: an eviction under way may have protected only
+		 * the other mappings, so eviction is suspended while a secondary joins. */
+		r = register_mapping(m, e);
+		if (!r && add_to(b->mappings, &b->n_mappings, BLOCK_MAPPINGS_MAX, m))
+			r = error_set(e, ENOSPC, ERROR_LIMIT, "too many mappings of region %s",
+				      b->id);
+		if (!r && add_to(att->mappings, &att->n_mappings, VM_REGIONS_MAX, m))
+			r = error_set(e, ENOSPC, ERROR_LIMIT, "too many regions");
+		if (r) {
+			free(m);
+			return r;
+		}
+		any = true;
+	}
+	if (!any)
+		return error_set(e, ENOENT, ERROR_NOT_FOUND,
+				 "region %s: no RAM block of VM %s is in its memfd", reg->id,
+				 vm->name);
+	return 0;
+}
+
+static int add_attachment(struct vm *vm, struct attachment *att, struct error *e)
+{
+	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
+		if (atomic_load(&vm->attachments[i]))
+			continue;
+		atomic_store(&vm->attachments[i], att);
+		return 0;
+	}
+	return error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d processes may map one VM's RAM",
+			 VM_ATTACH_MAX);
+}
+
+/* Takes a VM that was just published (or not quite) out of the list again. */
+static void unlink_vm(struct vm *vm)
+{
+	struct engine *eng = vm->eng;
+	bool linked = false;
+
+	pthread_mutex_lock(&eng->lock);
+	for (struct vm **l = &eng->vms; *l; l = &(*l)->next)
+		if (*l == vm) {
+			*l = vm->next;
+			eng->n_vms--;
+			linked = true;
+			break;
+		}
+	pthread_mutex_unlock(&eng->lock);
+	if (linked)
+		vm_put(vm);
+}
+
+static int link_vm(struct vm *vm, struct error *e)
+{
+	struct engine *eng = vm->eng;
+	struct vm **last;
+	int r = 0;
+
+	pthread_mutex_lock(&eng->lock);
+	for (last = &eng->vms; *last; last = &(*last)->next)
+		if (strcmp((*last)->name, vm->name) == 0)
+			r = error_set(e, EEXIST, ERROR_EXISTS, "there is a VM %s already",
+				      vm->name);
+	if (!r && eng->n_vms == ENGINE_VMS_MAX)
+		r = error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d VMs", ENGINE_VMS_MAX);
+	if (!r) {
+		vm_ref(vm);
+		*last = vm;
+		eng->n_vms++;
+	}
+	pthread_mutex_unlock(&eng->lock);
+	return r;
+}
+
+/* Drops an attachment's mappings out of the blocks. All threads forget them, then they go. */
+static void take_out(struct attachment *att)
+{
+	struct vm *vm = att->vm;
+	struct mapping *gone[VM_REGIONS_MAX];
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++) {
+		struct mapping *m = atomic_exchange(&att->mappings[i], NULL);
+
+		if (!m)
+			continue;
+		for (unsigned int k = 0; k < BLOCK_MAPPINGS_MAX; k++) {
+			struct mapping *same = m;
+
+			atomic_compare_exchange_strong(&m->block->mappings[k], &same, NULL);
+		}
+		gone[n++] = m;
+	}
+	engine_barrier(vm->eng);
+	pthread_rwlock_wrlock(&vm->structure);
+	for (unsigned int i = 0; i < n; i++)
+		free(gone[i]);
+	pthread_rwlock_unlock(&vm->structure);
+}
+
+/* Takes what a block that goes still counts for off the VM's books. */
+static void unaccount(struct loader *ld, struct block *b)
+{
+	struct vm *vm = b->vm;
+	int64_t bytes = (int64_t)block_unit_bytes(b);
+
+	for (uint64_t u = 0; u < b->units; u++) {
+		uint64_t e = page_table_get(&b->table, u);
+		enum page_state s = page_entry_state(e);
+
+		if (page_state_present(s))
+			atomic_fetch_sub(&vm->resident, bytes);
+		if (s == PE_PINNED)
+			atomic_fetch_sub(&vm->pinned, bytes);
+		if (s == PE_LOST)
+			atomic_fetch_sub(&vm->lost, bytes);
+		if (e & PE_COPY) {
+			atomic_fetch_sub(&vm->copies, bytes);
+			atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], bytes);
+			loader_free_handle(ld, vm, page_entry_tier(e), page_entry_handle(e));
+		}
+	}
+}
+
+void block_retire(struct loader *ld, struct block *b)
+{
+	struct vm *vm = b->vm;
+	struct mapping *gone[BLOCK_MAPPINGS_MAX];
+
+	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++) {
+		struct block *same = b;
+
+		atomic_compare_exchange_strong(&vm->blocks[i], &same, NULL);
+	}
+	for (unsigned int i = 0; i < BLOCK_MAPPINGS_MAX; i++) {
+		gone[i] = atomic_exchange(&b->mappings[i], NULL);
+		for (unsigned int k = 0; gone[i] && k < VM_REGIONS_MAX; k++) {
+			struct mapping *same = gone[i];
+
+			atomic_compare_exchange_strong(&gone[i]->att->mappings[k], &same, NULL);
+		}
+	}
+	engine_barrier(vm->eng);
+	pthread_rwlock_wrlock(&vm->structure);
+	unaccount(ld, b);
+	for (unsigned int i = 0; i < BLOCK_MAPPINGS_MAX; i++)
+		free(gone[i]);
+	pthread_mutex_lock(&vm->lock);
+	vm_store_close(vm, b->table_name);
+	pthread_mutex_unlock(&vm->lock);
+	block_free(b);
+	pthread_rwlock_unlock(&vm->structure);
+}
+
+static void forget_attachment(struct attachment *att)
+{
+	struct vm *vm = att->vm;
+
+	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
+		struct attachment *same = att;
+
+		atomic_compare_exchange_strong(&vm->attachments[i], &same, NULL);
+	}
+}
+
+/* Unregisters what was registered of an attachment that came to nothing. Nothing was evicted. */
+static void unregister_all(struct attachment *att)
+{
+	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
+		struct mapping *m = atomic_load(&att->mappings[i]);
+
+		if (m)
+			uffd_unregister(att->uffd, m->host_addr, m->units << m->block->unit_shift);
+	}
+}
+
+static int attach_regions(struct attachment *att, struct attach_request *req, struct error *e)
+{
+	int r = 0;
+
+	pthread_mutex_lock(&att->vm->lock);
+	for (unsigned int i = 0; i < req->n_regions && !r; i++)
+		r = att->secondary ? add_secondary(att, &req->regions[i], e)
+				   : attachment_add_block(att, &req->regions[i], e);
+	pthread_mutex_unlock(&att->vm->lock);
+	return r;
+}
+
+static int open_uffd(struct engine *eng, struct attachment *att, struct error *e)
+{
+	int r, flags;
+
+	if (!uffd_is(att->uffd))
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "the first descriptor is no userfaultfd");
+	r = uffd_api(att->uffd, wanted_features(eng), NULL);
+	if (r)
+		return error_set(e, -r, ERROR_ARGUMENT, "UFFDIO_API: %s%s", error_text(r),
+				 r == -EINVAL || r == -EPERM ? " (was it called already?)" : "");
+	/* A blocking one polls as an error. */
+	flags = fcntl(att->uffd, F_GETFL);
+	if (flags < 0 || fcntl(att->uffd, F_SETFL, flags | O_NONBLOCK))
+		return error_set(e, errno, ERROR_GENERIC, "fcntl: %s", error_text(errno));
+	/* Without it (no rights over the process) the VM has no tracker. */
+	att->pagemap_fd = pagemap_open(att->pid);
+	return 0;
+}
+
+/* Finds or makes the VM that the request is for; gives a reference. */
+static int find_vm(struct engine *eng, struct attach_request *req, struct vm **out, struct error *e)
+{
+	struct memfd_info info;
+	struct vm *vm;
+
+	if (!req->n_regions)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "no regions");
+	for (unsigned int i = 0; i < req->n_regions; i++) {
+		if (memfd_info(req->regions[i].memfd, &info))
+			continue; /* said better later */
+		vm = vm_with_file(eng, info.dev, info.ino);
+		if (vm && req->secondary) {
+			*out = vm;
+			return 0;
+		}
+		if (vm) {
+			error_set(e, EBUSY, ERROR_IN_USE,
+				  "region %s: its memfd belongs to VM %s already (attach as a "
+				  "secondary?)",
+				  req->regions[i].id, vm->name);
+			vm_put(vm);
+			return -EBUSY;
+		}
+	}
+	if (req->secondary)
+		return error_set(e, ENOENT, ERROR_NOT_FOUND,
+				 "no VM has the RAM that this secondary maps");
+	*out = vm_new(eng, req->vm_name, req->uuid, req->uid);
+	if (!*out)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	return 0;
+}
+
+static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *att,
+			  struct attach_request *req, struct error *e)
+{
+	int r = link_vm(vm, e); /* the name is taken from here on */
+
+	if (r)
+		return r;
+	atomic_fetch_or(&vm->suspended, SUSPEND_FOREIGN); /* until we have looked */
+	r = attach_regions(att, req, e);
+	if (r)
+		return r;
+	pthread_mutex_lock(&vm->lock);
+	r = backends_default_tiers(eng, vm);
+	pthread_mutex_unlock(&vm->lock);
+	if (r)
+		return error_set(e, -r, ERROR_GENERIC, "no backend space for the VM: %s",
+				 error_text(r));
+	vm->has_tracker = att->pagemap_fd >= 0 && eng->features.zap_scan;
+	if (!eng->have_probe && !eng->config.allow_quarantine)
+		atomic_fetch_or(&vm->suspended, SUSPEND_NO_GUARD);
+	if (!eng->features.collapse_safe && eng->features.shmem_thp)
+		atomic_fetch_or(&vm->suspended, SUSPEND_COLLAPSE);
+	vm_resize_recent(vm);
+	policies_default(eng, vm);
+	return 0;
+}
+
+int engine_attach(struct engine *eng, struct attach_request *req, struct attachment **out,
+		  struct error *e)
+{
+	struct attachment *att = attachment_new(eng, req);
+	struct vm *vm = NULL;
+	bool joined = false;
+	int r;
+
+	if (!att) {
+		fd_close(&req->uffd);
+		fd_close(&req->pidfd);
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	}
+	r = open_uffd(eng, att, e);
+	if (!r)
+		r = find_vm(eng, req, &vm, e);
+	if (r) {
+		attachment_free(att);
+		return r;
+	}
+	att->vm = vm; /* takes the reference */
+	if (att->secondary) {
+		/* No eviction may run that does not know of the new mapping. */
+		vm_suspend(vm, SUSPEND_SHARED, true);
+		engine_barrier(eng);
+		r = attach_regions(att, req, e);
+	} else {
+		r = attach_primary(eng, vm, att, req, e);
+	}
+	if (!r)
+		r = add_attachment(vm, att, e);
+	if (!r) {
+		joined = true;
+		r = fault_watch(eng, att);
+		if (!r)
+			r = keeper_watch_exit(eng->keeper, att);
+		if (r)
+			error_set(e, -r, ERROR_GENERIC, "epoll: %s", error_text(r));
+	}
+	if (r)
+		goto fail;
+	atomic_store(&att->refs, 2); /* the VM's and the caller's */
+	if (att->secondary)
+		vm_suspend(vm, SUSPEND_SHARED, false);
+	keeper_check_foreign(vm);
+	engine_emit(eng, EVENT_VM_ATTACHED, vm->name, "", (uint64_t)att->pid, "%s",
+		    att->secondary ? "secondary mapping" : "");
+	*out = att;
+	return 0;
+fail:
+	if (joined) {
+		fault_unwatch(eng, att);
+		forget_attachment(att);
+	}
+	unregister_all(att);
+	if (att->secondary)
+		take_out(att);
+	else
+		unlink_vm(vm);
+	engine_barrier(eng);
+	if (att->secondary)
+		vm_suspend(vm, SUSPEND_SHARED, false);
+	attachment_free(att);
+	vm_put(vm);
+	return r;
+}
+
+const char *engine_attachment_vm(const struct attachment *a)
+{
+	return a->vm->name;
+}
+
+void engine_attachment_put(struct attachment *a)
+{
+	if (!a)
+		return;
+	pthread_mutex_lock(&a->client_lock);
+	a->ops = NULL;
+	pthread_mutex_unlock(&a->client_lock);
+	attachment_unref(a);
+}
+
+void vm_remove(struct vm *vm)
+{
+	struct engine *eng = vm->eng;
+	struct attachment *gone[VM_ATTACH_MAX];
+	unsigned int n = 0;
+
+	if (atomic_exchange(&vm->dead, true))
+		return;
+	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
+		struct attachment *att = atomic_exchange(&vm->attachments[i], NULL);
+
+		if (!att)
+			continue;
+		atomic_store(&att->dead, true);
+		fault_unwatch(eng, att);
+		keeper_unwatch_exit(eng->keeper, att);
+		gone[n++] = att;
+	}
+	vm_ref(vm);
+	unlink_vm(vm);
+	engine_barrier(eng);
+	engine_emit(eng, EVENT_VM_DETACHED, vm->name, "", 0, "%s", "");
+	for (unsigned int i = 0; i < n; i++)
+		attachment_unref(gone[i]);
+	vm_put(vm);
+}
+
+void vm_abandon(struct vm *vm)
+{
+	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++)
+		attachment_unref(atomic_exchange(&vm->attachments[i], NULL));
+	vm_put(vm);
+}
+
+void attachment_leave(struct attachment *att)
+{
+	struct vm *vm = att->vm;
+
+	if (atomic_exchange(&att->dead, true))
+		return;
+	fault_unwatch(vm->eng, att);
+	keeper_unwatch_exit(vm->eng->keeper, att);
+	unregister_all(att);
+	forget_attachment(att);
+	take_out(att);
+	/* Whoever looked it up by its serial under the engine's lock has its own reference now. */
+	pthread_mutex_lock(&vm->eng->lock);
+	pthread_mutex_unlock(&vm->eng->lock);
+	attachment_unref(att);
+}
+
+/* A reference to the attachment with that serial number, if it is still in service. */
+static struct attachment *get_by_serial(struct engine *eng, uint64_t serial)
+{
+	struct attachment *found = NULL;
+
+	pthread_mutex_lock(&eng->lock);
+	for (struct vm *vm = eng->vms; vm && !found; vm = vm->next)
+		for (unsigned int i = 0; i < VM_ATTACH_MAX && !found; i++) {
+			struct attachment *att = atomic_load(&vm->attachments[i]);
+
+			if (att && att->serial == serial) {
+				atomic_fetch_add(&att->refs, 1);
+				found = att;
+			}
+		}
+	pthread_mutex_unlock(&eng->lock);
+	return found;
+}
+
+void attachment_exited(struct engine *eng, uint64_t serial)
+{
+	struct attachment *att = get_by_serial(eng, serial);
+
+	if (!att)
+		return;
+	if (att->secondary)
+		attachment_leave(att);
+	else
+		vm_remove(att->vm);
+	attachment_unref(att);
+}

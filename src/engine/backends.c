@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* backends.c: the instances of backends, and each VM's space in them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/log.h"
+#include "engine/internal.h"
+#include "sys/memfd.h"
+
+/* A backend that had no room is not asked again for so long. */
+#define FULL_PAUSE_NS (200 * NS_PER_MS)
+
+/* What a backend gets as space_ctx: which VM and tier its memory belongs to. */
+struct space_ctx {
+	struct vm *vm;
+	unsigned int tier;
+};
+
+static int store_name(const struct space_ctx *sc, const char *name, char *out, size_t bytes)
+{
+	int n = snprintf(out, bytes, "space:%s:%s", sc->vm->eng->slots[sc->tier].name, name);
+
+	return n < 0 || (size_t)n >= bytes ? -ENAMETOOLONG : 0;
+}
+
+static int env_mem_open(void *ctx, void *space_ctx, const char *name, uint64_t max_bytes,
+			void **addr, int *found)
+{
+	struct space_ctx *sc = space_ctx;
+	struct store_memory *s;
+	char full[64];
+	bool was_there;
+	int r = store_name(sc, name, full, sizeof(full));
+
+	(void)ctx;
+	if (!r)
+		r = vm_store_open(sc->vm, full, max_bytes, &s, &was_there);
+	if (r)
+		return r;
+	*addr = s->addr;
+	*found = was_there;
+	return 0;
+}
+
+static int env_mem_trim(void *ctx, void *space_ctx, const char *name, uint64_t offset,
+			uint64_t bytes)
+{
+	struct space_ctx *sc = space_ctx;
+	char full[64];
+	int r = store_name(sc, name, full, sizeof(full));
+
+	(void)ctx;
+	if (r)
+		return r;
+	/* Pieces are only ever added while a space is open, so no lock is needed to find one. */
+	for (unsigned int i = 0; i < sc->vm->n_stores; i++) {
+		struct store_memory *s = &sc->vm->stores[i];
+
+		if (strcmp(s->name, full) != 0)
+			continue;
+		if (offset > s->bytes || bytes > s->bytes - offset)
+			return -EINVAL;
+		return memfd_punch(s->fd, offset, bytes);
+	}
+	return -ENOENT;
+}
+
+void backends_init(struct engine *eng)
+{
+	eng->backend_env = (struct backend_env){
+		.ctx = eng, .mem_open = env_mem_open, .mem_trim = env_mem_trim};
+}
+
+void backends_free(struct engine *eng)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		backend_close(atomic_exchange(&eng->slots[t].backend, NULL));
+}
+
+/* The slot of that name; 0 when there is none. Under engine.lock. */
+unsigned int backends_find(struct engine *eng, const char *name)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		if (atomic_load(&eng->slots[t].backend) && strcmp(eng->slots[t].name, name) == 0)
+			return t;
+	return 0;
+}
+
+int backends_space(struct vm *vm, unsigned int tier)
+{
+	struct backend *be = atomic_load(&vm->eng->slots[tier].backend);
+	struct ebb_space_params params = {.size = sizeof(params), .vm_name = vm->name};
+	struct backend_space *space;
+	struct space_ctx *sc;
+	int r;
+
+	if (!be)
+		return -ENOENT;
+	if (atomic_load(&vm->spaces[tier]))
+		return 0;
+	sc = malloc(sizeof(*sc));
+	if (!sc)
+		return -ENOMEM;
+	*sc = (struct space_ctx){vm, tier};
+	params.unit_bytes = 4096;
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		params.ram_bytes += b ? b->bytes : 0;
+	}
+	params.space_ctx = sc;
+	if (getrandom(params.key, sizeof(params.key), 0) != (ssize_t)sizeof(params.key)) {
+		free(sc);
+		return -EIO;
+	}
+	r = backend_space_open(be, &params, &space);
+	explicit_bzero(params.key, sizeof(params.key));
+	if (r) {
+		free(sc);
+		return r;
+	}
+	vm->space_ctx[tier] = sc;
+	atomic_store(&vm->spaces[tier], space);
+	return 0;
+}
+
+static void close_space(struct vm *vm, unsigned int tier)
+{
+	char prefix[64];
+	size_t len;
+
+	backend_space_close(atomic_exchange(&vm->spaces[tier], NULL));
+	free(vm->space_ctx[tier]);
+	vm->space_ctx[tier] = NULL;
+	len = (size_t)snprintf(prefix, sizeof(prefix), "space:%s:", vm->eng->slots[tier].name);
+	for (unsigned int i = vm->n_stores; i-- > 0;)
+		if (strncmp(vm->stores[i].name, prefix, len) == 0)
+			vm_store_close(vm, vm->stores[i].name);
+}
+
+void backends_close_spaces(struct vm *vm)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		if (atomic_load(&vm->spaces[t]))
+			close_space(vm, t);
+}
+
+int backends_default_tiers(struct engine *eng, struct vm *vm)
+{
+	unsigned int t = backends_find(eng, "compressed");
+	int r;
+
+	for (unsigned int i = 1; i < PE_TIERS && !t; i++)
+		if (atomic_load(&eng->slots[i].backend))
+			t = i;
+	if (!t)
+		return 0; /* nothing can be stored; zero pages still can be taken */
+	r = backends_space(vm, t);
+	if (r)
+		return r;
+	vm->tiers[0] = t;
+	vm->n_tiers = 1;
+	return 0;
+}
+
+void backends_note_full(struct engine *eng, unsigned int tier, const char *vm)
+{
+	struct backend_slot *slot = &eng->slots[tier];
+	uint64_t now = clock_ns(), was = atomic_exchange(&slot->full_until_ns, now + FULL_PAUSE_NS);
+
+	if (now > was + 10 * NS_PER_S)
+		engine_emit(eng, EVENT_BACKEND_FULL, vm, slot->name, 0, "backend %s has no room",
+			    slot->name);
+}
+
+int engine_backend_add(struct engine *eng, const char *name, const char *driver,
+		       const struct ebb_option *opts, uint32_t n_opts, struct error *e)
+{
+	struct backend *be;
+	unsigned int t;
+	int r;
+
+	if (!plugin_name_valid(name))
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "'%s' is no valid backend name", name);
+	r = backend_open(eng->config.plugins, &eng->backend_env, name, driver, opts, n_opts, &be,
+			 e);
+	if (r)
+		return r;
+	pthread_mutex_lock(&eng->lock);
+	for (t = 1; t < PE_TIERS; t++)
+		if (!atomic_load(&eng->slots[t].backend) && !atomic_load(&eng->slots[t].draining))
+			break;
+	if (backends_find(eng, name))
+		r = error_set(e, EEXIST, ERROR_EXISTS, "there is a backend %s already", name);
+	else if (t == PE_TIERS)
+		r = error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d backends",
+			      ENGINE_BACKENDS_MAX);
+	if (r) {
+		pthread_mutex_unlock(&eng->lock);
+		backend_close(be);
+		return r;
+	}
+	snprintf(eng->slots[t].name, sizeof(eng->slots[t].name), "%s", name);
+	snprintf(eng->slots[t].driver, sizeof(eng->slots[t].driver), "%s", driver);
+	atomic_store(&eng->slots[t].full_until_ns, 0);
+	atomic_store(&eng->slots[t].failures, 0);
+	atomic_store(&eng->slots[t].backend, be);
+	pthread_mutex_unlock(&eng->lock);
+	/* Every thread opens its channel as it passes. */
+	engine_barrier(eng);
+	log_info("backend %s (%s) added", name, driver);
+	return 0;
+}
+
+/* Brings back everything of a VM that is in this tier; returns 0 or -errno. */
+static int drain_block(struct loader *ld, struct block *b, unsigned int tier, struct progress *p)
+{
+	for (uint64_t u = 0; u < b->units; u++) {
+		uint64_t e = page_table_get(&b->table, u);
+		int r = 0;
+
+		if (atomic_load(&p->cancel))
+			return -ECANCELED;
+		if (page_entry_tier(e) != tier)
+			continue;
+		if (page_entry_state(e) == PE_RESIDENT || page_entry_state(e) == PE_PINNED) {
+			/* A clean copy: forget it. */
+			if ((e & PE_COPY) && page_table_cas(&b->table, u, &e,
+							    page_entry_bare(page_entry_state(e)))) {
+				atomic_fetch_sub(&b->vm->copies, (int64_t)block_unit_bytes(b));
+				atomic_fetch_sub(&b->vm->tier_units[tier],
+						 (int64_t)block_unit_bytes(b));
+				loader_free_handle(ld, b->vm, tier, page_entry_handle(e));
+			}
+			continue;
+		}
+		r = loader_bring_back(ld, b, u, false);
+		if (r == -EBUSY || r == -EAGAIN || r == -ENOMEM) {
+			usleep(1000);
+			u--; /* once more */
+			continue;
+		}
+		if (r < 0 && r != -EIO && r != -ESRCH)
+			return r;
+		atomic_fetch_add(&p->done, block_unit_bytes(b));
+	}
+	return 0;
+}
+
+static int drain_vm(struct engine *eng, struct vm *vm, unsigned int tier, struct progress *p)
+{
+	struct loader *ld = malloc(sizeof(*ld));
+	int r = ld ? loader_open(eng, ld, 1) : -ENOMEM;
+
+	if (r) {
+		free(ld);
+		return r;
+	}
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < vm->n_tiers; i++) {
+		if (vm->tiers[i] != tier)
+			continue;
+		memmove(&vm->tiers[i], &vm->tiers[i + 1],
+			(vm->n_tiers - i - 1) * sizeof(vm->tiers[0]));
+		vm->n_tiers--;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	pthread_rwlock_rdlock(&vm->structure);
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks) && !r; i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (b)
+			r = drain_block(ld, b, tier, p);
+	}
+	pthread_rwlock_unlock(&vm->structure);
+	loader_close(ld);
+	free(ld);
+	return r;
+}
+
+int engine_backend_remove(struct engine *eng, const char *name, struct progress *p, struct error *e)
+{
+	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
+	struct backend *be;
+	unsigned int t, n;
+	int r = 0;
+
+	if (!vms)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	pthread_mutex_lock(&eng->lock);
+	t = backends_find(eng, name);
+	if (t && atomic_load(&eng->slots[t].draining))
+		r = error_set(e, EBUSY, ERROR_BUSY, "backend %s is being removed already", name);
+	else if (!t)
+		r = error_set(e, ENOENT, ERROR_NOT_FOUND, "no backend %s", name);
+	else
+		atomic_store(&eng->slots[t].draining, true);
+	pthread_mutex_unlock(&eng->lock);
+	if (r) {
+		free(vms);
+		return r;
+	}
+	/* From here on nothing new is stored in it; what is on its way arrives before the pass. */
+	engine_barrier(eng);
+	n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
+	for (unsigned int i = 0; i < n; i++)
+		atomic_fetch_add(&p->total, (uint64_t)atomic_load(&vms[i]->tier_units[t]));
+	for (unsigned int i = 0; i < n && !r; i++) {
+		r = drain_vm(eng, vms[i], t, p);
+		if (r)
+			error_set(e, -r, r == -ECANCELED ? ERROR_CANCELLED : ERROR_GENERIC,
+				  "VM %s: %s", vms[i]->name, error_text(r));
+	}
+	if (!r) {
+		/* Unpublished, then no thread has it, then it goes. */
+		be = atomic_exchange(&eng->slots[t].backend, NULL);
+		engine_barrier(eng);
+		engine_barrier(eng);
+		for (unsigned int i = 0; i < n; i++) {
+			pthread_mutex_lock(&vms[i]->lock);
+			if (atomic_load(&vms[i]->spaces[t]))
+				close_space(vms[i], t);
+			pthread_mutex_unlock(&vms[i]->lock);
+		}
+		backend_close(be);
+		log_info("backend %s removed", name);
+	}
+	atomic_store(&eng->slots[t].draining, false);
+	for (unsigned int i = 0; i < n; i++)
+		vm_put(vms[i]);
+	free(vms);
+	return r;
+}
+
+unsigned int engine_backend_info(struct engine *eng, struct backend_info *out, unsigned int max)
+{
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&eng->lock);
+	for (unsigned int t = 1; t < PE_TIERS; t++) {
+		struct backend_slot *slot = &eng->slots[t];
+		struct backend *be = atomic_load(&slot->backend);
+		struct backend_info *i = &out[n];
+
+		if (!be)
+			continue;
+		if (n++ >= max)
+			continue;
+		memset(i, 0, sizeof(*i));
+		snprintf(i->name, sizeof(i->name), "%s", slot->name);
+		snprintf(i->driver, sizeof(i->driver), "%s", slot->driver);
+		snprintf(i->description, sizeof(i->description), "%s", backend_description(be));
+		i->caps = backend_caps(be);
+		backend_usage(be, NULL, &i->usage);
+		i->n_stats = (unsigned int)backend_stats(be, i->stats, 32);
+		if (i->n_stats > 32)
+			i->n_stats = 32;
+		for (struct vm *vm = eng->vms; vm; vm = vm->next)
+			i->vms += atomic_load(&vm->spaces[t]) != NULL;
+		snprintf(i->state, sizeof(i->state), "%s",
+			 atomic_load(&slot->draining)			  ? "draining"
+			 : clock_ns() < atomic_load(&slot->full_until_ns) ? "full"
+									  : "ready");
+	}
+	pthread_mutex_unlock(&eng->lock);
+	return n;
+}

@@ -1,0 +1,590 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* evict.c: takes units of guest RAM back: protect, check, read, store, punch. */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/internal.h"
+#include "sys/memfd.h"
+#include "sys/pagemap.h"
+
+/*
+ * Theory of operation
+ *
+ * A batch is up to 64 units of one block (of 2 MiB: one unit), and goes through these steps
+ * together:
+ *
+ *   1 claim    RESIDENT -> PROTECTED by compare-and-swap; what is not RESIDENT is left out
+ *   2 protect  write-protect in all mappings, one ioctl a run. A write now faults, and the fault
+ *              path takes the unit away (PROTECTED -> UNPROTECTING). Only units that this batch has
+ *              claimed are ever protected, so no protection is left on somebody else's unit
+ *   3 guard    the folio probe: more references than the cache and the mappings account for mean
+ *              that a device or a kernel path may still write to the page by DMA: give it up.
+ *              (A pin that begins after step 2 faults on the protection.) Without the probe, the
+ *              batch waits here for the quarantine time instead
+ *   4 own      PROTECTED -> STORING: from here on the evictor decides, faults set PE_WANTED
+ *   5 read     pread, a run at a time. One repeated pattern needs no store; a copy that the
+ *              backend still holds is compared with, which needs none either
+ *   6 store    the rest goes to the first tier that has room, the whole batch at once
+ *   7 commit   STORING -> PUNCHING with tier and handle, if no fault came meanwhile; else cancel
+ *   8 punch    the pages go, a run at a time
+ *   9 done     PUNCHING -> EVICTED; wake who asked meanwhile, they fault again and load
+ *
+ * Nothing is dropped before its store was acknowledged, and the entry names the copy before the
+ * page goes: a crash at any instruction leaves the page or the acknowledged copy, or both.
+ */
+
+struct item {
+	uint64_t unit;	/* in the block */
+	uint64_t entry; /* before the claim */
+	uint64_t to;	/* entry to commit: tier and handle, or the fill pattern */
+	enum { CLAIMED, OWNED, STORED, DONE, GIVEN_UP } step;
+	uint8_t outcome; /* enum ebb_outcome, for the policy */
+	bool fresh;	 /* `to` holds a handle that this batch made */
+	bool unused;	 /* was prefetched, and nobody has touched it since */
+};
+
+struct evict_context {
+	struct engine *eng;
+	struct loader loader;
+	struct folio_probe *probe;
+	struct item items[EVICT_BATCH_MAX];
+	struct ebb_io ios[EVICT_BATCH_MAX];
+	struct ebb_io *io_list[EVICT_BATCH_MAX];
+	uint64_t index[FOLIO_PROBE_MAX];
+	uint8_t verdict[FOLIO_PROBE_MAX];
+};
+
+int evict_context_new(struct engine *eng, struct evict_context **out)
+{
+	struct evict_context *c = calloc(1, sizeof(*c));
+	struct error e;
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	c->eng = eng;
+	r = loader_open(eng, &c->loader, EVICT_BATCH_MAX);
+	if (r) {
+		free(c);
+		return r;
+	}
+	if (eng->have_probe && folio_probe_open(&c->probe, &e))
+		c->probe = NULL;
+	*out = c;
+	return 0;
+}
+
+void evict_context_free(struct evict_context *c)
+{
+	if (!c)
+		return;
+	loader_close(&c->loader);
+	folio_probe_close(c->probe);
+	free(c);
+}
+
+void evict_context_refresh(struct evict_context *c)
+{
+	loader_flush_frees(&c->loader);
+	loader_refresh(&c->loader, EVICT_BATCH_MAX);
+}
+
+struct loader *evict_context_loader(struct evict_context *c)
+{
+	return &c->loader;
+}
+
+static void give_up(struct block *b, struct item *it, enum ebb_outcome outcome)
+{
+	struct vm *vm = b->vm;
+
+	it->step = GIVEN_UP;
+	it->outcome = (uint8_t)outcome;
+	if (outcome == EBB_OUTCOME_CANCELLED)
+		vm_count(vm, COUNTER_evictions_cancelled);
+	else if (outcome == EBB_OUTCOME_BUSY)
+		vm_count(vm, COUNTER_evictions_busy);
+	else
+		vm_count(vm, COUNTER_evictions_failed);
+}
+
+/* Leaves STORING or PUNCHING backwards: the page stays, a handle made by this batch goes. */
+static void back_out(struct evict_context *c, struct block *b, struct item *it,
+		     enum ebb_outcome outcome)
+{
+	uint64_t e = page_table_get(&b->table, it->unit);
+
+	while (!page_table_cas(&b->table, it->unit, &e,
+			       page_entry_in(it->entry, PE_UNPROTECTING) | (e & PE_WANTED)))
+		;
+	give_up(b, it, outcome);
+	unit_cancel(b, it->unit, it->entry);
+	if (it->fresh)
+		loader_free_handle(&c->loader, b->vm, page_entry_tier(it->to),
+				   page_entry_handle(it->to));
+	it->fresh = false;
+}
+
+/* 1: claims what can be claimed; returns how many. */
+static unsigned int claim(struct evict_context *c, struct block *b, const uint64_t *units,
+			  unsigned int n)
+{
+	unsigned int claimed = 0;
+
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t e = page_table_get(&b->table, units[i]);
+
+		if (page_entry_state(e) != PE_RESIDENT ||
+		    !page_table_cas(&b->table, units[i], &e, page_entry_in(e, PE_PROTECTED)))
+			continue;
+		c->items[claimed++] = (struct item){.unit = units[i], .entry = e, .step = CLAIMED};
+	}
+	return claimed;
+}
+
+/* Length of the run of consecutive units from item i on, all at the given step. */
+static unsigned int run_length(const struct evict_context *c, unsigned int i, unsigned int n,
+			       int step)
+{
+	unsigned int len = 1;
+
+	while (i + len < n && (int)c->items[i + len].step == step &&
+	       c->items[i + len].unit == c->items[i].unit + len)
+		len++;
+	return len;
+}
+
+/* Takes a claimed unit back to its owner's hands, if a fault has not done so already. */
+static void unclaim(struct block *b, struct item *it, enum ebb_outcome outcome)
+{
+	uint64_t e = page_entry_in(it->entry, PE_PROTECTED);
+
+	if (page_table_cas(&b->table, it->unit, &e, page_entry_in(it->entry, PE_UNPROTECTING))) {
+		give_up(b, it, outcome);
+		unit_cancel(b, it->unit, it->entry);
+	} else {
+		/* Counted by the fault that took it. */
+		it->step = GIVEN_UP;
+		it->outcome = EBB_OUTCOME_CANCELLED;
+	}
+}
+
+/* 2 */
+static void protect(struct evict_context *c, struct block *b, unsigned int n)
+{
+	for (unsigned int i = 0; i < n;) {
+		unsigned int len = run_length(c, i, n, CLAIMED);
+
+		if (unit_protect_run(b, c->items[i].unit, len))
+			for (unsigned int k = i; k < i + len; k++)
+				unclaim(b, &c->items[k], EBB_OUTCOME_FAILED);
+		i += len;
+	}
+}
+
+/* 3: what the probe says of every page of every unit; false when it could not be asked. */
+static bool guard_by_probe(struct evict_context *c, struct block *b, unsigned int n)
+{
+	unsigned int probes = 0;
+
+	/* A folio answers for all its pages, so one page of a huge unit is enough where the unit
+	 * is one folio; a split THP unit is looked at page by page by the caller's kind. */
+	for (unsigned int i = 0; i < n; i++)
+		c->index[probes++] = block_file_offset(b, c->items[i].unit) / 4096;
+	if (folio_probe_check(c->probe, b->memfd, c->index, probes, c->verdict))
+		return false;
+	for (unsigned int i = 0; i < n; i++) {
+		if (c->items[i].step != CLAIMED)
+			continue;
+		if (c->verdict[i] == FOLIO_BUSY || c->verdict[i] == FOLIO_UNKNOWN)
+			unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
+	}
+	return true;
+}
+
+static void guard_by_quarantine(struct evict_context *c, const struct vm *vm)
+{
+	uint64_t end = clock_ns() + c->eng->config.quarantine_ms * NS_PER_MS;
+
+	while (clock_ns() < end && !atomic_load(&vm->dead) && !atomic_load(&c->eng->stop))
+		poll(NULL, 0,
+		     (int)(c->eng->config.quarantine_ms < 10 ? c->eng->config.quarantine_ms : 10));
+}
+
+/* 4 */
+static void own(struct evict_context *c, struct block *b, unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		struct item *it = &c->items[i];
+		uint64_t e = page_entry_in(it->entry, PE_PROTECTED);
+
+		if (it->step != CLAIMED)
+			continue;
+		if (page_table_cas(&b->table, it->unit, &e, page_entry_in(it->entry, PE_STORING))) {
+			it->step = OWNED;
+		} else {
+			it->step = GIVEN_UP;
+			it->outcome = EBB_OUTCOME_CANCELLED;
+		}
+	}
+}
+
+/* True when all of buf is one 32-bit word repeated. */
+static bool is_pattern(const void *buf, uint64_t bytes, uint32_t *pattern)
+{
+	const uint32_t *p = buf;
+
+	*pattern = p[0];
+	return p[1] == p[0] && p[bytes / 8] == p[0] &&
+	       memcmp(buf, (const char *)buf + 4, bytes - 4) == 0;
+}
+
+/* True when the copy that the backend still has is what the page holds. */
+static bool copy_is_good(struct evict_context *c, struct block *b, const struct item *it,
+			 const void *content)
+{
+	void *copy = (char *)c->loader.buffers + UNIT_MAX_BYTES;
+	uint64_t bytes = block_unit_bytes(b);
+
+	return loader_read(&c->loader, b->vm, it->entry, copy, (uint32_t)bytes,
+			   EBB_IO_BACKGROUND) == 0 &&
+	       memcmp(copy, content, bytes) == 0;
+}
+
+/* 5: reads one run and sorts its units; those to be stored stay OWNED. */
+static void read_run(struct evict_context *c, struct block *b, unsigned int i, unsigned int len)
+{
+	uint64_t bytes = block_unit_bytes(b);
+	char *buf = (char *)c->loader.buffers + i * bytes;
+	int r = memfd_read(b->memfd, buf, len * bytes, block_file_offset(b, c->items[i].unit));
+
+	for (unsigned int k = i; k < i + len; k++, buf += bytes) {
+		struct item *it = &c->items[k];
+		uint32_t pattern;
+
+		if (r) {
+			back_out(c, b, it, EBB_OUTCOME_FAILED);
+		} else if (is_pattern(buf, bytes, &pattern)) {
+			it->to = page_entry_with_copy(0, PE_TIER_FILL, pattern);
+			it->outcome = EBB_OUTCOME_ZERO;
+			it->step = STORED;
+		} else if ((it->entry & PE_COPY) && copy_is_good(c, b, it, buf)) {
+			it->to = it->entry & (PE_TIER_MASK | PE_HANDLE_MASK);
+			it->outcome = EBB_OUTCOME_CLEAN;
+			it->step = STORED;
+		}
+	}
+}
+
+/* Waits for the first n I/Os of the list, which were submitted to an asynchronous channel. */
+static void wait_all(struct backend_channel *ch, unsigned int n)
+{
+	struct pollfd pfd = {.fd = backend_event_fd(ch), .events = POLLIN};
+	struct ebb_io *done[EVICT_BATCH_MAX];
+
+	while (n) {
+		int got = backend_poll(ch, done, EVICT_BATCH_MAX);
+
+		if (got < 0)
+			got = 0;
+		n -= (unsigned int)got > n ? n : (unsigned int)got;
+		if (!got)
+			poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? 100 : 1);
+	}
+}
+
+/* Stores the listed items in one tier; those that failed stay in the list. Returns how many. */
+static unsigned int store_in(struct evict_context *c, struct block *b, unsigned int tier,
+			     unsigned int n)
+{
+	struct vm *vm = b->vm;
+	struct backend_channel *ch = loader_channel(&c->loader, tier);
+	struct backend_space *space = atomic_load(&vm->spaces[tier]);
+	unsigned int sent = 0, left = 0;
+	bool sync;
+
+	if (!ch || !space)
+		return n;
+	sync = backend_caps(backend_of(space)) & EBB_BACKEND_SYNC;
+	for (unsigned int k = 0; k < n; k++) {
+		struct item *it = &c->items[c->io_list[k]->user];
+
+		backend_io_prepare(
+			c->io_list[k], EBB_IO_STORE,
+			EBB_IO_BACKGROUND | (it->entry & PE_PLAIN ? EBB_IO_NOCOMPRESS : 0), space,
+			0, c->io_list[k]->buf, (uint32_t)block_unit_bytes(b), c->io_list[k]->user);
+	}
+	while (sent < n) {
+		int got = backend_submit(ch, c->io_list + sent, n - sent);
+
+		if (got > 0)
+			sent += (unsigned int)got;
+		else
+			poll(NULL, 0, 1);
+		/* A channel that is full is emptied first. */
+		if (!sync && got > 0)
+			wait_all(ch, (unsigned int)got);
+	}
+	for (unsigned int k = 0; k < n; k++) {
+		struct ebb_io *io = c->io_list[k];
+		struct item *it = &c->items[io->user];
+
+		if (io->result) {
+			if (io->result == -ENOSPC)
+				backends_note_full(c->eng, tier, vm->name);
+			else
+				atomic_fetch_add(&c->eng->slots[tier].failures, 1);
+			c->io_list[left++] = io;
+			continue;
+		}
+		it->to = page_entry_with_copy(0, tier, io->handle);
+		if (io->stored_bytes >= io->len)
+			it->to |= PE_PLAIN;
+		it->fresh = true;
+		it->outcome = EBB_OUTCOME_EVICTED;
+		it->step = STORED;
+	}
+	return left;
+}
+
+/* 6 */
+static void store(struct evict_context *c, struct block *b, unsigned int n)
+{
+	struct vm *vm = b->vm;
+	uint64_t bytes = block_unit_bytes(b), now = clock_ns();
+	unsigned int todo = 0, tiers[ENGINE_BACKENDS_MAX], n_tiers;
+
+	for (unsigned int i = 0; i < n; i++) {
+		if (c->items[i].step != OWNED)
+			continue;
+		c->ios[i].buf = (char *)c->loader.buffers + i * bytes;
+		c->ios[i].user = i;
+		c->io_list[todo++] = &c->ios[i];
+	}
+	if (!todo)
+		return;
+	pthread_mutex_lock(&vm->lock);
+	n_tiers = vm->n_tiers;
+	memcpy(tiers, vm->tiers, sizeof(tiers));
+	pthread_mutex_unlock(&vm->lock);
+	for (unsigned int t = 0; t < n_tiers && todo; t++) {
+		struct backend_slot *slot = &c->eng->slots[tiers[t]];
+
+		if (!atomic_load(&slot->draining) && now >= atomic_load(&slot->full_until_ns))
+			todo = store_in(c, b, tiers[t], todo);
+	}
+	for (unsigned int k = 0; k < todo; k++)
+		back_out(c, b, &c->items[c->io_list[k]->user], EBB_OUTCOME_FAILED);
+}
+
+/* 7 */
+static void commit(struct evict_context *c, struct block *b, unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		struct item *it = &c->items[i];
+		uint64_t e = page_entry_in(it->entry, PE_STORING);
+
+		if (it->step != STORED)
+			continue;
+		/* Fails only when a fault has set PE_WANTED: whoever waits is about to write. */
+		it->to |= PE_RECENT;
+		if (page_table_cas(&b->table, it->unit, &e, page_entry_in(it->to, PE_PUNCHING)))
+			continue;
+		back_out(c, b, it, EBB_OUTCOME_CANCELLED);
+	}
+}
+
+/* 8 */
+static void punch(struct evict_context *c, struct block *b, unsigned int n)
+{
+	uint64_t bytes = block_unit_bytes(b);
+
+	for (unsigned int i = 0; i < n;) {
+		unsigned int len = run_length(c, i, n, STORED);
+		bool bad;
+
+		if (c->items[i].step != STORED) {
+			i++;
+			continue;
+		}
+		bad = memfd_punch(b->memfd, block_file_offset(b, c->items[i].unit), len * bytes);
+		for (unsigned int k = i; k < i + len; k++) {
+			/* Where folios may be larger than a unit, a pinned one survives a punch of
+			 * its part, zeroed: then its content comes from the copy, by a minor
+			 * fault, so the unit is as good as evicted. */
+			if (bad)
+				back_out(c, b, &c->items[k], EBB_OUTCOME_FAILED);
+		}
+		i += len;
+	}
+}
+
+/* Refaults are told by a mark that goes when so many others were evicted since: see vm.h. */
+static void remember_recent(struct vm *vm, struct block *b, uint64_t unit)
+{
+	struct recent_ring *r = &vm->recent;
+	uint64_t old, old_unit, e;
+	struct block *ob;
+
+	pthread_mutex_lock(&r->lock);
+	old = r->units[r->next];
+	r->units[r->next] = b->first_unit + unit + 1;
+	r->next = (r->next + 1) % r->size;
+	pthread_mutex_unlock(&r->lock);
+	ob = old ? vm_block_of(vm, old - 1, &old_unit) : NULL;
+	if (!ob || (ob == b && old_unit == unit))
+		return;
+	e = page_table_get(&ob->table, old_unit);
+	if (page_entry_state(e) == PE_EVICTED && (e & PE_RECENT))
+		page_table_cas(&ob->table, old_unit, &e, e & ~PE_RECENT);
+}
+
+/* 9: returns the bytes freed. */
+static uint64_t finish(struct evict_context *c, struct block *b, unsigned int n)
+{
+	struct vm *vm = b->vm;
+	int64_t bytes = (int64_t)block_unit_bytes(b);
+	uint64_t freed = 0;
+
+	for (unsigned int i = 0; i < n; i++) {
+		struct item *it = &c->items[i];
+		unsigned int tier = page_entry_tier(it->to);
+
+		if (it->step != STORED)
+			continue;
+		it->step = DONE;
+		if (it->entry & PE_COPY) {
+			atomic_fetch_sub(&vm->copies, bytes);
+			if (it->outcome != EBB_OUTCOME_CLEAN) {
+				unsigned int old = page_entry_tier(it->entry);
+
+				atomic_fetch_sub(&vm->tier_units[old], bytes);
+				loader_free_handle(&c->loader, vm, old,
+						   page_entry_handle(it->entry));
+			}
+		}
+		if (it->outcome != EBB_OUTCOME_CLEAN)
+			atomic_fetch_add(&vm->tier_units[tier], bytes);
+		if (tier == PE_TIER_FILL)
+			atomic_fetch_add(&vm->zero, bytes);
+		atomic_fetch_sub(&vm->resident, bytes);
+		atomic_fetch_add(&vm->evicted, bytes);
+		vm_count(vm, COUNTER_evictions);
+		if (it->entry & PE_PREFETCHED)
+			vm_count(vm, it->unused ? COUNTER_prefetch_wasted : COUNTER_prefetch_hits);
+		if (it->outcome == EBB_OUTCOME_EVICTED)
+			vm_count(vm, COUNTER_evictions_stored);
+		else if (it->outcome == EBB_OUTCOME_CLEAN)
+			vm_count(vm, COUNTER_evictions_clean);
+		else
+			vm_count(vm, COUNTER_evictions_zero);
+		freed += (uint64_t)bytes;
+		atomic_fetch_add(&vm->evicted_ever, (uint64_t)bytes);
+		if (page_table_leave(&b->table, it->unit, page_entry_in(it->to, PE_EVICTED)))
+			unit_wake(b, it->unit);
+		remember_recent(vm, b, it->unit);
+	}
+	return freed;
+}
+
+/* Were prefetched units of this batch used? Their page-table entries tell, before they go. */
+static void look_at_prefetched(struct evict_context *c, struct block *b, unsigned int n)
+{
+	struct mapping *m = atomic_load(&b->mappings[0]);
+
+	for (unsigned int i = 0; m && i < n; i++) {
+		uint64_t bit = 0, addr;
+
+		if (!(c->items[i].entry & PE_PREFETCHED) || !b->vm->has_tracker)
+			continue;
+		addr = mapping_addr(m, c->items[i].unit);
+		c->items[i].unused =
+			pagemap_present(m->att->pagemap_fd, addr, addr + block_unit_bytes(b),
+					block_unit_bytes(b), &bit) == 0 &&
+			!(bit & 1);
+	}
+}
+
+static void tell_policy(struct evict_context *c, struct block *b, unsigned int n)
+{
+	struct vm *vm = b->vm;
+	uint64_t units[EVICT_BATCH_MAX];
+
+	pthread_mutex_lock(&vm->policy_lock);
+	if (atomic_load(&vm->reclaim.instance)) {
+		for (uint32_t o = EBB_OUTCOME_EVICTED; o <= EBB_OUTCOME_FAILED; o++) {
+			uint32_t k = 0;
+
+			for (unsigned int i = 0; i < n; i++)
+				if (c->items[i].outcome == o)
+					units[k++] = b->first_unit + c->items[i].unit;
+			if (k)
+				policy_on_outcome(atomic_load(&vm->reclaim.instance), o, units, k);
+		}
+	}
+	pthread_mutex_unlock(&vm->policy_lock);
+}
+
+/* One batch of one block; units are numbers in the block. */
+static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint64_t *units,
+			    unsigned int n)
+{
+	uint64_t freed;
+
+	n = claim(c, b, units, n);
+	if (!n)
+		return 0;
+	/* After the claim: a detach sets the flag first and then waits for the claims. */
+	if (atomic_load(&b->vm->restoring) || atomic_load(&b->gone) ||
+	    atomic_load(&b->vm->suspended)) {
+		for (unsigned int i = 0; i < n; i++)
+			unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
+		return 0;
+	}
+	look_at_prefetched(c, b, n);
+	protect(c, b, n);
+	if (!c->probe)
+		guard_by_quarantine(c, b->vm);
+	else if (!guard_by_probe(c, b, n))
+		for (unsigned int i = 0; i < n; i++)
+			if (c->items[i].step == CLAIMED)
+				unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
+	own(c, b, n);
+	for (unsigned int i = 0; i < n;) {
+		unsigned int len = 1;
+
+		if (c->items[i].step == OWNED) {
+			len = run_length(c, i, n, OWNED);
+			read_run(c, b, i, len);
+		}
+		i += len;
+	}
+	store(c, b, n);
+	commit(c, b, n);
+	punch(c, b, n);
+	freed = finish(c, b, n);
+	tell_policy(c, b, n);
+	return freed;
+}
+
+uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *units, unsigned int n)
+{
+	uint64_t batch[EVICT_BATCH_MAX], unit, freed = 0;
+	struct block *b = NULL, *next;
+	/* A quarantine is paid once a batch. */
+	unsigned int k = 0, most = c->probe ? EVICT_BATCH : EVICT_BATCH_MAX;
+
+	for (unsigned int i = 0; i <= n; i++) {
+		next = i < n ? vm_block_of(vm, units[i], &unit) : NULL;
+		if (k && (next != b || k == most || b->kind != BLOCK_SHMEM)) {
+			freed += evict_batch(c, b, batch, k);
+			k = 0;
+		}
+		b = next;
+		if (b && !atomic_load(&b->gone))
+			batch[k++] = unit;
+	}
+	return freed;
+}

@@ -1,0 +1,555 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* fault.c: the threads that serve page faults. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+
+#include "engine/internal.h"
+#include "sys/uffd.h"
+
+/*
+ * Theory of operation
+ *
+ * Every worker watches every userfaultfd (EPOLLEXCLUSIVE: one wakes up), reads many messages at
+ * once and resolves them one by one. A fault says only "this unit is wanted, for reading or
+ * writing"; the unit's entry says what to do. What is in RAM (fill patterns, synchronous backends)
+ * is resolved at once; other loads are submitted and finished when the backend's channel says so,
+ * in the same loop. The worker never waits for anything else: a unit that somebody works on gets
+ * PE_WANTED, a VM over its bound gets its faults parked (dropped; they are delivered again by one
+ * wake of the whole range when there is room), a kernel that says EAGAIN gets the fault back by
+ * waking it.
+ *
+ * On this path: no allocation, no lock but a block's pin_lock, no log. All memory is mapped and
+ * populated when the worker is made.
+ */
+
+#define MESSAGES      64
+#define LOADS	      32 /* asynchronous loads of 4 KiB in flight, per worker */
+#define HUGE_LOADS    4	 /* of 2 MiB */
+#define PREFETCH_ASKS 8	 /* ranges that one fault may ask for */
+
+struct load {
+	struct ebb_io io; /* first: io.user points back */
+	struct block *block;
+	uint64_t unit, entry, start_ns;
+	void *buf;
+	bool busy, write;
+};
+
+struct fault_worker {
+	struct engine_thread t;
+	struct loader loader;
+	int epoll_fd;
+	struct uffd_msg msgs[MESSAGES];
+	struct load loads[LOADS + HUGE_LOADS];
+	void *load_buffers;
+	unsigned int in_flight;
+	bool channel_watched[PE_TIERS];
+	bool starved; /* a load found no free slot: wake its VM when one is free */
+};
+
+struct wanted {
+	struct mapping *mapping;
+	uint64_t unit;
+	bool write, wp, minor;
+	uint32_t thread;
+	uint64_t start_ns;
+};
+
+static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool write, uint32_t flags,
+		     uint32_t thread)
+{
+	struct vm *vm = b->vm;
+	struct policy_instance *p = atomic_load(&vm->prefetch.instance);
+	uint64_t now = clock_ns();
+
+	hist_record(&vm->fault_latency, now - start_ns);
+	if (atomic_load_explicit(&vm->reclaim_wants_faults, memory_order_relaxed)) {
+		uint64_t slot = atomic_fetch_add(&vm->fault_ring.head, 1) % FAULT_RING;
+
+		vm->fault_ring.slots[slot] =
+			(struct ebb_fault){.unit = b->first_unit + unit,
+					   .flags = flags | (write ? EBB_FAULT_WRITE : 0),
+					   .thread = thread,
+					   .time_ns = now};
+	}
+	if (p && (flags & EBB_FAULT_LOADED)) {
+		struct ebb_fault f = {.unit = b->first_unit + unit,
+				      .flags = flags | (write ? EBB_FAULT_WRITE : 0),
+				      .thread = thread,
+				      .time_ns = now};
+		struct ebb_range asks[PREFETCH_ASKS];
+		uint32_t n = policy_prefetch_fault(p, &f, asks, PREFETCH_ASKS);
+
+		if (n)
+			prefetch_push(vm, asks, n);
+	}
+}
+
+/* After something became resident: has the VM to be told to shrink? */
+static void check_limit(struct vm *vm)
+{
+	uint64_t limit = atomic_load_explicit(&vm->limit_bytes, memory_order_relaxed);
+	uint64_t resident = (uint64_t)atomic_load_explicit(&vm->resident, memory_order_relaxed);
+
+	if (!limit || resident <= reclaim_target(vm))
+		return;
+	if (resident > limit)
+		vm_count(vm, COUNTER_limit_excess);
+	engine_kick(vm);
+}
+
+/* True when the VM is so far over its limit that this fault has to wait. */
+static bool park(struct vm *vm, uint64_t unit_bytes)
+{
+	uint64_t limit = atomic_load_explicit(&vm->limit_bytes, memory_order_relaxed);
+	int64_t resident = atomic_load_explicit(&vm->resident, memory_order_relaxed);
+
+	if (!limit || (uint64_t)resident + unit_bytes <= reclaim_bound(limit) ||
+	    atomic_load(&vm->restoring) || atomic_load(&vm->suspended))
+		return false;
+	vm_count(vm, COUNTER_faults_parked);
+	atomic_store(&vm->parked, true);
+	engine_kick(vm);
+	return true;
+}
+
+/* What to do with a fault whose content could not be put into place now. */
+static void not_placed(struct fault_worker *w, struct block *b, uint64_t unit, int r)
+{
+	struct vm *vm = b->vm;
+
+	switch (r) {
+	case -EAGAIN:
+		vm_count(vm, COUNTER_fault_retries);
+		unit_wake(b, unit);
+		break;
+	case -ENOMEM:
+		/* No page to put it into: it waits until eviction has made room somewhere. */
+		vm_count(vm, COUNTER_faults_parked);
+		atomic_store(&vm->parked, true);
+		engine_kick(vm);
+		break;
+	case -ESRCH:
+		break;
+	default:
+		/* The range went away under us (unmapped, truncated): the kernel's own answer. */
+		vm_count(vm, COUNTER_resolve_errors);
+		unit_wake(b, unit);
+	}
+}
+
+static void place(struct fault_worker *w, struct block *b, uint64_t unit, uint64_t entry,
+		  const void *data, bool write, uint64_t start_ns, uint32_t thread)
+{
+	struct vm *vm = b->vm;
+	bool none = page_entry_state(entry) == PE_NONE;
+	bool fill = none || page_entry_tier(entry) == PE_TIER_FILL;
+	int r = loader_place(&w->loader, b, unit, entry, data, write, false);
+
+	if (r < 0) {
+		not_placed(w, b, unit, r);
+		return;
+	}
+	if (fill)
+		vm_count(vm, COUNTER_zero_faults);
+	else
+		vm_count(vm, COUNTER_faults);
+	if (entry & PE_RECENT)
+		vm_count(vm, COUNTER_refaults);
+	check_limit(vm);
+	resolved(b, unit, start_ns, write, fill ? EBB_FAULT_ZERO : EBB_FAULT_LOADED, thread);
+}
+
+/* A free slot for an asynchronous load of this size, or NULL. */
+static struct load *load_slot(struct fault_worker *w, bool huge)
+{
+	unsigned int first = huge ? LOADS : 0, n = huge ? HUGE_LOADS : LOADS;
+
+	for (unsigned int i = first; i < first + n; i++)
+		if (!w->loads[i].busy)
+			return &w->loads[i];
+	return NULL;
+}
+
+static void load_done(struct fault_worker *w, struct load *l)
+{
+	struct block *b = l->block;
+
+	l->busy = false;
+	w->in_flight--;
+	if (l->io.result == -EIO || l->io.result == -EINVAL) {
+		loader_lost(&w->loader, b, l->unit, l->entry);
+	} else if (l->io.result) {
+		page_table_leave(&b->table, l->unit, l->entry & ~PE_WANTED);
+		not_placed(w, b, l->unit, -EAGAIN);
+	} else {
+		place(w, b, l->unit, l->entry, l->buf, l->write, l->start_ns, 0);
+	}
+	if (w->starved) {
+		/* Others gave up for want of a slot: they may try again. */
+		w->starved = false;
+		atomic_store(&b->vm->parked, true);
+		reclaim_unpark(b->vm);
+	}
+}
+
+static void poll_tier(struct fault_worker *w, unsigned int tier)
+{
+	struct backend_channel *c = loader_channel(&w->loader, tier);
+	struct ebb_io *done[16];
+	int n;
+
+	while (c && (n = backend_poll(c, done, 16)) > 0)
+		for (int i = 0; i < n; i++)
+			load_done(w, (struct load *)(uintptr_t)done[i]->user);
+}
+
+/* The unit is ours, in LOADING, with `entry` from before: brings its content. */
+static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_t entry,
+		 const struct wanted *f)
+{
+	unsigned int tier = page_entry_tier(entry);
+	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
+	struct backend_channel *c = loader_channel(&w->loader, tier);
+	uint32_t bytes = (uint32_t)block_unit_bytes(b);
+	struct load *l;
+	struct ebb_io *io;
+
+	if (tier == PE_TIER_FILL || !space || !c ||
+	    (backend_caps(backend_of(space)) & EBB_BACKEND_SYNC)) {
+		int r = loader_read(&w->loader, b->vm, entry, w->loader.buffers, bytes,
+				    EBB_IO_DEMAND);
+
+		if (r == -EIO || r == -EINVAL)
+			loader_lost(&w->loader, b, unit, entry);
+		else
+			place(w, b, unit, entry, w->loader.buffers, f->write, f->start_ns,
+			      f->thread);
+		return;
+	}
+	l = load_slot(w, bytes > 4096);
+	if (l) {
+		*l = (struct load){.block = b,
+				   .unit = unit,
+				   .entry = entry,
+				   .start_ns = f->start_ns,
+				   .buf = l->buf,
+				   .busy = true,
+				   .write = f->write};
+		io = &l->io;
+		backend_io_prepare(io, EBB_IO_LOAD, EBB_IO_DEMAND, space, page_entry_handle(entry),
+				   l->buf, bytes, (uint64_t)(uintptr_t)l);
+		w->in_flight++;
+		if (backend_submit(c, &io, 1) == 1)
+			return;
+		w->in_flight--;
+		l->busy = false;
+	}
+	/* Nothing free: as it was. A load that finishes will wake the VM's waiters. */
+	w->starved = true;
+	page_table_leave(&b->table, unit, entry & ~PE_WANTED);
+	if (!w->in_flight)
+		not_placed(w, b, unit, -EAGAIN);
+}
+
+/*
+ * A fault on a unit whose page should be there. MISSING: another thread's fault was resolved
+ * meanwhile, or this mapping has yet to find the page in the cache, or the VMM punched it away.
+ */
+static void on_present(struct fault_worker *w, struct block *b, uint64_t e, const struct wanted *f)
+{
+	struct vm *vm = b->vm;
+	struct mapping *m = f->mapping;
+	uint64_t addr = mapping_addr(m, f->unit), bytes = block_unit_bytes(b);
+
+	if (f->wp) {
+		/* A protection that outlived its eviction. Through UNPROTECTING, so that lifting
+		 * it can never slip under the next one. */
+		if (page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_UNPROTECTING))) {
+			vm_count(vm, COUNTER_stale_faults);
+			unit_cancel(b, f->unit, e);
+		} else {
+			uffd_wake(m->att->uffd, addr, bytes);
+		}
+		return;
+	}
+	if (b->kind != BLOCK_HUGETLB && !f->minor && unit_in_cache(b, f->unit)) {
+		vm_count(vm, COUNTER_stale_faults);
+		uffd_wake(m->att->uffd, addr, bytes);
+		return;
+	}
+	/* Owned from here on: a CONTINUE maps the page writable, and that must never happen under
+	 * an eviction that has just protected it. */
+	if (!page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING))) {
+		uffd_wake(m->att->uffd, addr, bytes);
+		return;
+	}
+	if (f->minor || b->kind == BLOCK_HUGETLB) {
+		int64_t r = uffd_continue(m->att->uffd, addr, bytes, 0);
+
+		if (r > 0 || r == -EEXIST) {
+			vm_count(vm, f->minor ? COUNTER_minor_faults : COUNTER_stale_faults);
+			page_table_leave(&b->table, f->unit,
+					 page_entry_in(e, unit_settled(b, f->unit)));
+			unit_wake(b, f->unit);
+			return;
+		}
+	}
+	/* A hole. The VMM dropped it (balloon, free page reporting): it reads as zero now. */
+	if (e & PE_COPY) {
+		atomic_fetch_sub(&vm->copies, (int64_t)bytes);
+		atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], (int64_t)bytes);
+		loader_free_handle(&w->loader, vm, page_entry_tier(e), page_entry_handle(e));
+	}
+	vm_count(vm, COUNTER_discards);
+	atomic_fetch_sub(&vm->resident, (int64_t)bytes);
+	place(w, b, f->unit, page_entry_bare(PE_NONE), NULL, f->write, f->start_ns, f->thread);
+}
+
+static void on_none(struct fault_worker *w, struct block *b, uint64_t e, const struct wanted *f)
+{
+	struct vm *vm = b->vm;
+
+	if (f->minor) {
+		/* A page that we never saw (made by another process): it is what it is. */
+		if (page_table_cas(&b->table, f->unit, &e,
+				   page_entry_bare(unit_settled(b, f->unit))))
+			atomic_fetch_add(&vm->resident, (int64_t)block_unit_bytes(b));
+		on_present(w, b, page_table_get(&b->table, f->unit), f);
+		return;
+	}
+	if (park(vm, block_unit_bytes(b)))
+		return;
+	if (page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING)))
+		place(w, b, f->unit, page_entry_bare(PE_NONE), NULL, f->write, f->start_ns,
+		      f->thread);
+	else
+		unit_wake(b, f->unit);
+}
+
+/* Takes an eviction that has not read the content yet away from its evictor. */
+static void on_protected(struct block *b, uint64_t e, const struct wanted *f)
+{
+	if (!page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_UNPROTECTING))) {
+		uffd_wake(f->mapping->att->uffd, mapping_addr(f->mapping, f->unit),
+			  block_unit_bytes(b));
+		return;
+	}
+	vm_count(b->vm, COUNTER_wp_faults);
+	vm_count(b->vm, COUNTER_evictions_cancelled);
+	unit_cancel(b, f->unit, e);
+	unit_wake(b, f->unit);
+}
+
+static void resolve(struct fault_worker *w, const struct wanted *f)
+{
+	struct block *b = f->mapping->block;
+	struct vm *vm = b->vm;
+	uint64_t e = page_table_get(&b->table, f->unit);
+
+again:
+	switch (page_entry_state(e)) {
+	case PE_NONE:
+		on_none(w, b, e, f);
+		break;
+	case PE_RESIDENT:
+	case PE_PINNED:
+		on_present(w, b, e, f);
+		break;
+	case PE_PROTECTED:
+		on_protected(b, e, f);
+		break;
+	case PE_STORING:
+		if (f->wp && !(e & PE_WANTED))
+			vm_count(vm, COUNTER_wp_faults);
+		/* fall through */
+	case PE_UNPROTECTING:
+	case PE_PUNCHING:
+	case PE_LOADING:
+	case PE_CLEARING:
+		/* Whoever works on it wakes us. */
+		if (!(e & PE_WANTED) && !page_table_cas(&b->table, f->unit, &e, e | PE_WANTED))
+			goto again;
+		break;
+	case PE_EVICTED:
+		if (park(vm, block_unit_bytes(b)))
+			break;
+		if (!page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING)))
+			goto again;
+		load(w, b, f->unit, e, f);
+		break;
+	case PE_LOST:
+		unit_poison(b, f->unit);
+		if (vm->eng->features.uffd_poison)
+			unit_wake(b, f->unit);
+		break;
+	case PE_STATES:
+		break;
+	}
+}
+
+static void on_message(struct fault_worker *w, struct attachment *att, const struct uffd_msg *msg,
+		       uint64_t start_ns)
+{
+	struct wanted f = {.start_ns = start_ns};
+	uint64_t addr, flags;
+
+	/* No other event was asked for. */
+	if (msg->event != UFFD_EVENT_PAGEFAULT)
+		return;
+	addr = msg->arg.pagefault.address;
+	flags = msg->arg.pagefault.flags;
+	f.mapping = attachment_find(att, addr, &f.unit);
+	if (!f.mapping) {
+		/* A range that is being taken out: the kernel's own answer. */
+		uffd_wake(att->uffd, addr & ~UINT64_C(4095), 4096);
+		return;
+	}
+	f.write = flags & UFFD_PAGEFAULT_FLAG_WRITE;
+	f.wp = flags & UFFD_PAGEFAULT_FLAG_WP;
+	f.minor = flags & UFFD_PAGEFAULT_FLAG_MINOR;
+	f.thread = msg->arg.pagefault.feat.ptid;
+	resolve(w, &f);
+}
+
+static void serve(struct fault_worker *w, struct attachment *att)
+{
+	uint64_t start_ns;
+	int n;
+
+	if (atomic_load(&att->dead))
+		return;
+	n = uffd_read(att->uffd, w->msgs, MESSAGES);
+	if (n <= 0)
+		return;
+	start_ns = clock_ns();
+	for (int i = 0; i < n; i++)
+		on_message(w, att, &w->msgs[i], start_ns);
+}
+
+/* Asynchronous backends: their channels' descriptors join the epoll set. */
+static void watch_channels(struct fault_worker *w)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++) {
+		struct backend_channel *c = loader_channel(&w->loader, t);
+		struct epoll_event ev = {.events = EPOLLIN, .data.u64 = t};
+
+		if (c && !w->channel_watched[t] && backend_event_fd(c) >= 0)
+			w->channel_watched[t] = epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD,
+							  backend_event_fd(c), &ev) == 0;
+		if (!c)
+			w->channel_watched[t] = false; /* closed descriptors leave by themselves */
+	}
+}
+
+static void *fault_main(void *arg)
+{
+	struct fault_worker *w = arg;
+	struct epoll_event ev[16];
+
+	while (!atomic_load(&w->t.eng->stop)) {
+		/* Small identifiers are tiers, 0 the wake-up, everything else an attachment. */
+		int n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
+		bool pass = n <= 0;
+
+		for (int i = 0; i < n; i++) {
+			if (ev[i].data.u64 == 0)
+				pass = true;
+			else if (ev[i].data.u64 < PE_TIERS)
+				poll_tier(w, (unsigned int)ev[i].data.u64);
+			else
+				serve(w, (struct attachment *)ev[i].data.ptr);
+		}
+		if (w->in_flight)
+			for (unsigned int t = 1; t < PE_TIERS; t++)
+				poll_tier(w, t);
+		if (pass) {
+			loader_flush_frees(&w->loader);
+			if (!w->in_flight) {
+				loader_refresh(&w->loader, LOADS + HUGE_LOADS);
+				watch_channels(w);
+				engine_thread_pass(&w->t);
+			}
+		}
+	}
+	return NULL;
+}
+
+int fault_watch(struct engine *eng, struct attachment *att)
+{
+	for (unsigned int i = 0; i < eng->n_fault_workers; i++) {
+		struct epoll_event ev = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = att};
+
+		if (epoll_ctl(eng->fault_workers[i]->epoll_fd, EPOLL_CTL_ADD, att->uffd, &ev))
+			return -errno;
+	}
+	return 0;
+}
+
+void fault_unwatch(struct engine *eng, struct attachment *att)
+{
+	for (unsigned int i = 0; i < eng->n_fault_workers; i++)
+		epoll_ctl(eng->fault_workers[i]->epoll_fd, EPOLL_CTL_DEL, att->uffd, NULL);
+}
+
+int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker **out)
+{
+	struct fault_worker *w = calloc(1, sizeof(*w));
+	uint64_t bytes = LOADS * UINT64_C(4096) + HUGE_LOADS * UNIT_MAX_BYTES;
+	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0};
+	char *buf;
+	int r;
+
+	(void)index;
+	if (!w)
+		return -ENOMEM;
+	w->t.eng = eng;
+	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	w->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	w->load_buffers =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (w->epoll_fd < 0 || w->t.wake_fd < 0 || w->load_buffers == MAP_FAILED ||
+	    epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->t.wake_fd, &ev)) {
+		r = -errno;
+		goto fail;
+	}
+	madvise(w->load_buffers, bytes, MADV_DONTDUMP);
+	buf = w->load_buffers;
+	/* The 2 MiB buffers first: they are the ones that need the alignment. */
+	for (unsigned int i = LOADS; i < LOADS + HUGE_LOADS; i++, buf += UNIT_MAX_BYTES)
+		w->loads[i].buf = buf;
+	for (unsigned int i = 0; i < LOADS; i++, buf += 4096)
+		w->loads[i].buf = buf;
+	r = loader_open(eng, &w->loader, LOADS + HUGE_LOADS);
+	if (r)
+		goto fail;
+	watch_channels(w);
+	r = engine_thread_start(eng, &w->t, "ebb-fault", fault_main, w);
+	if (r)
+		goto fail;
+	*out = w;
+	return 0;
+fail:
+	fault_worker_free(w);
+	return r;
+}
+
+void fault_worker_free(struct fault_worker *w)
+{
+	if (!w)
+		return;
+	engine_thread_join(&w->t);
+	loader_close(&w->loader);
+	if (w->load_buffers && w->load_buffers != MAP_FAILED)
+		munmap(w->load_buffers, LOADS * UINT64_C(4096) + HUGE_LOADS * UNIT_MAX_BYTES);
+	if (w->epoll_fd >= 0)
+		close(w->epoll_fd);
+	if (w->t.wake_fd >= 0)
+		close(w->t.wake_fd);
+	free(w);
+}

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* internal.h: the engine's threads, backend slots and the calls between its files. */
+#ifndef ENGINE_INTERNAL_H
+#define ENGINE_INTERNAL_H
+
+#include "base/fd.h"
+#include "engine/vm.h"
+#include "sys/features.h"
+#include "sys/folio_probe.h"
+
+#define UNIT_MAX_BYTES	  (UINT64_C(2) << 20)
+#define FAULT_THREADS_MAX 16
+#define EVICT_THREADS_MAX 16
+#define EVICT_BATCH	  64 /* 4 KiB units at once: who writes to one waits for the others */
+#define EVICT_BATCH_MAX	  256
+
+/* ---- threads ---- */
+
+/*
+ * A thread that may hold pointers to blocks, mappings and attachments. It calls
+ * engine_thread_pass() at the top of its loop, where it holds none.
+ */
+struct engine_thread {
+	struct engine *eng;
+	pthread_t thread;
+	int wake_fd; /* eventfd */
+	_Atomic uint64_t passed;
+	_Atomic bool running;
+	struct engine_thread *next;
+};
+
+struct backend_slot {
+	char name[PLUGIN_NAME_MAX], driver[PLUGIN_NAME_MAX];
+	_Atomic(struct backend *) backend;
+	_Atomic bool draining;
+	_Atomic uint64_t full_until_ns; /* after -ENOSPC: do not ask before */
+	_Atomic uint64_t failures;
+};
+
+struct policy_slot {
+	struct policy *policy;
+	unsigned int instances;
+	struct policy_slot *next;
+};
+
+struct evictor;
+struct fault_worker;
+struct keeper;
+struct prefetcher;
+
+struct engine {
+	struct engine_config config;
+	struct sys_features features;
+	bool have_probe;
+	char probe_reason[160];
+	pthread_mutex_t lock; /* VM list, backend slots, policies, threads */
+	struct vm *vms;
+	unsigned int n_vms;
+	struct backend_slot slots[PE_TIERS]; /* [0] is PE_TIER_FILL: unused */
+	struct backend_env backend_env;
+	struct policy_slot *policies;
+	struct engine_thread *threads;
+	_Atomic uint64_t epoch, serial;
+	pthread_mutex_t barrier_lock;
+	_Atomic bool stop;
+	struct fault_worker *fault_workers[FAULT_THREADS_MAX];
+	unsigned int n_fault_workers;
+	struct evictor *evictors[EVICT_THREADS_MAX];
+	unsigned int n_evictors;
+	int evict_fd; /* eventfd (semaphore) that evictors sleep on */
+	struct keeper *keeper;
+	struct prefetcher *prefetcher;
+	void *zeroes; /* UNIT_MAX_BYTES of them, read-only */
+	struct log_limit *limits;
+};
+
+int engine_thread_start(struct engine *eng, struct engine_thread *t, const char *name,
+			void *(*main)(void *), void *arg);
+/* Called by the thread itself: it holds no pointer to engine objects now. */
+void engine_thread_pass(struct engine_thread *t);
+/* Told to stop (engine.stop is set), joined, unlinked. */
+void engine_thread_join(struct engine_thread *t);
+void engine_thread_wake(struct engine_thread *t);
+/*
+ * Returns when every engine thread has passed once since the call: what was unpublished before it
+ * is in nobody's hands. Not from an engine thread.
+ */
+void engine_barrier(struct engine *eng);
+void engine_emit(struct engine *eng, enum engine_event_type type, const char *vm,
+		 const char *subject, uint64_t value, const char *fmt, ...)
+	__attribute__((format(printf, 6, 7)));
+/* A reference to the VM of that name, or NULL. */
+struct vm *engine_vm_get(struct engine *eng, const char *name);
+/* References to all VMs (at most max); returns how many. */
+unsigned int engine_vms_get(struct engine *eng, struct vm **out, unsigned int max);
+/* Wakes an evictor to look at this VM. Any thread; cheap when it was told already. */
+void engine_kick(struct vm *vm);
+
+/* ---- unit.c: what is done to one unit in all mappings ---- */
+
+/* The state of a unit whose page is in place: PINNED in a pinned range, else RESIDENT. */
+enum page_state unit_settled(struct block *b, uint64_t unit);
+void unit_wake(struct block *b, uint64_t unit);
+/* Wakes (or continues) the waiters of every mapping but the primary. */
+void unit_wake_others(struct block *b, uint64_t unit);
+/* Lifts write protection everywhere and wakes; the caller owns the unit in UNPROTECTING. */
+void unit_unprotect(struct block *b, uint64_t unit);
+/* Write-protects [unit, unit + n) everywhere. 0, or -errno (then some may be protected). */
+int unit_protect_run(struct block *b, uint64_t unit, uint64_t n);
+/*
+ * Puts content into place; the caller owns the unit in LOADING. data NULL: zeroes.
+ * Returns 0; 1 when a page was there already and was left alone (zeroes only); or
+ *   -EAGAIN  try again later       -ENOMEM  no memory (or huge page) to put it into
+ *   -ESRCH   the VM is gone        others   the range is not there any more
+ */
+int unit_fill(struct block *b, uint64_t unit, const void *data);
+/* Marks the unit unreadable for the guest; the caller owns it in LOADING, and sets LOST. */
+void unit_poison(struct block *b, uint64_t unit);
+/* True when the page cache has a page for the unit. tmpfs only: hugetlbfs cannot tell. */
+bool unit_in_cache(struct block *b, uint64_t unit);
+/*
+ * UNPROTECTING -> settled: lifts protection, leaves the state, wakes. keep: the entry's flags and
+ * copy to keep (state bits ignored).
+ */
+void unit_cancel(struct block *b, uint64_t unit, uint64_t keep);
+
+/* ---- loader.c: bringing content back, in any thread ---- */
+
+struct loader {
+	struct engine *eng;
+	_Atomic(struct backend_channel *) channels[PE_TIERS];
+	void *buffers;		      /* UNIT_MAX_BYTES twice */
+	uint64_t freed[PE_TIERS][64]; /* handles to free, by tier, gathered */
+	unsigned int n_freed[PE_TIERS];
+	struct backend_space *freed_space[PE_TIERS];
+};
+
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth);
+void loader_close(struct loader *ld);
+/* Opens channels to backends that came, closes those of backends that go. The owner's thread. */
+void loader_refresh(struct loader *ld, uint32_t queue_depth);
+/* The channel to a tier, NULL when there is none. */
+struct backend_channel *loader_channel(struct loader *ld, unsigned int tier);
+/* Reads a stored unit into buf and waits for it. 0, -EIO, -EINVAL, -EAGAIN. Blocks on slow tiers.
+ */
+int loader_read(struct loader *ld, struct vm *vm, uint64_t entry, void *buf, uint32_t bytes,
+		uint32_t io_flags);
+/* Gives a handle back, sooner or later (in batches). */
+void loader_free_handle(struct loader *ld, struct vm *vm, unsigned int tier, uint64_t handle);
+void loader_flush_frees(struct loader *ld);
+/* Fills buf with the pattern of a FILL entry. */
+void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern);
+
+/*
+ * Brings one evicted unit back and waits: EVICTED -> LOADING -> in place. prefetch: mark it as
+ * such. Returns 0 when it was loaded, 1 when there was nothing to do (not evicted), -EBUSY when
+ * somebody else works on it, or what unit_fill() says; -EIO when its content is lost.
+ */
+int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch);
+/*
+ * The content is in `data` (NULL: zero) and the caller owns the unit in LOADING with `entry` from
+ * before: puts it into place, leaves the state, accounts. write: the copy is stale right away.
+ */
+int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry,
+		 const void *data, bool write, bool prefetch);
+/* The content of an owned LOADING unit is gone: poison, LOST, count, report. */
+void loader_lost(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry);
+
+/* ---- fault.c ---- */
+int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker **out);
+void fault_worker_free(struct fault_worker *w);
+/* Every worker watches this uffd from now on / no more. */
+int fault_watch(struct engine *eng, struct attachment *att);
+void fault_unwatch(struct engine *eng, struct attachment *att);
+
+/* ---- evict.c, reclaim.c ---- */
+struct evict_batch;
+int evictor_new(struct engine *eng, unsigned int index, struct evictor **out);
+void evictor_free(struct evictor *e);
+struct evict_context;
+int evict_context_new(struct engine *eng, struct evict_context **out);
+void evict_context_free(struct evict_context *c);
+void evict_context_refresh(struct evict_context *c);
+struct loader *evict_context_loader(struct evict_context *c);
+/*
+ * Tries to evict units (VM-wide numbers); returns the bytes that were freed. Outcomes are told to
+ * the reclaim policy.
+ */
+uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *units, unsigned int n);
+/* One round of work on a VM: what its limit, reclaim jobs and policy ask for. True: more to do. */
+bool reclaim_round(struct evict_context *c, struct vm *vm);
+/* The resident bytes that eviction aims at; UINT64_MAX without a limit. */
+uint64_t reclaim_target(const struct vm *vm);
+/* How far faults may go over the limit. */
+uint64_t reclaim_bound(uint64_t limit);
+/* Wakes faults that were parked, when there is room again. */
+void reclaim_unpark(struct vm *vm);
+
+/* ---- tracker.c: the host table that policies see ---- */
+void tracker_host_init(struct vm *vm, struct vm_policy *p);
+/* Takes one access window for a VM whose policy wants it. */
+void tracker_window(struct vm *vm);
+
+/* ---- prefetch.c ---- */
+int prefetcher_new(struct engine *eng, struct prefetcher **out);
+void prefetcher_free(struct prefetcher *p);
+/* From the fault path: hand ranges over. Never blocks; drops what does not fit. */
+void engine_prefetch_kick(struct engine *eng);
+void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n);
+
+/* ---- keeper.c: exits, ticks, maintenance, foreign mappings ---- */
+int keeper_new(struct engine *eng, struct keeper **out);
+void keeper_free(struct keeper *k);
+int keeper_watch_exit(struct keeper *k, struct attachment *att);
+void keeper_unwatch_exit(struct keeper *k, struct attachment *att);
+/* Looks for foreign mappings of the VM's RAM now and suspends or resumes eviction. */
+void keeper_check_foreign(struct vm *vm);
+
+/* ---- attachment.c ---- */
+/* One more RAM block of the primary: checked, registered, published. Under vm.lock. */
+int attachment_add_block(struct attachment *att, const struct attach_region *reg, struct error *e);
+/* The process is gone: the attachment, or with the primary the whole VM, is taken out. */
+void attachment_exited(struct engine *eng, uint64_t serial);
+/* A secondary goes while its process lives on; nothing of the VM is evicted now. */
+void attachment_leave(struct attachment *att);
+/* Takes a block out of its VM; nothing of it is evicted and it is not registered any more. */
+void block_retire(struct loader *ld, struct block *b);
+/*
+ * Takes the VM out of all lists and watches; its memory goes with the last reference. The RAM is
+ * left as it is: registered if it was.
+ */
+void vm_remove(struct vm *vm);
+/* The engine ends with the VM attached: drops its references, leaves the RAM as it is. */
+void vm_abandon(struct vm *vm);
+
+/* ---- longops.c ---- */
+/*
+ * Brings every evicted unit of a block back, or, for discard, forgets them. Waits for units that
+ * somebody works on; on success nothing of the block is evicted. The caller has seen to it that no
+ * eviction begins.
+ */
+int restore_block(struct loader *ld, struct block *b, bool discard, struct progress *p);
+
+/* ---- backends.c, policies.c ---- */
+void backends_init(struct engine *eng);
+void backends_free(struct engine *eng); /* no VM is left */
+unsigned int backends_find(struct engine *eng, const char *name);
+int backends_default_tiers(struct engine *eng, struct vm *vm);
+/* Makes sure that the VM has a space in a tier. Under vm.lock. */
+int backends_space(struct vm *vm, unsigned int tier);
+void backends_close_spaces(struct vm *vm);
+void backends_note_full(struct engine *eng, unsigned int tier, const char *vm);
+int policies_give(struct vm *vm, uint32_t role, const char *name,
+		  const struct ebb_policy_option *opts, uint32_t n_opts, struct error *e);
+void policies_default(struct engine *eng, struct vm *vm);
+void policies_detach(struct vm *vm);
+void policies_resize(struct vm *vm);
+void policies_free(struct engine *eng);
+
+#endif

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* loader.c: bringing content back from its backend, in any thread. */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/log.h"
+#include "engine/internal.h"
+
+/*
+ * Theory of operation
+ *
+ * A loader is one thread's way to the backends: a channel to each, two buffers of the largest
+ * unit, and a list of handles to give back. Fault workers, evictors, the prefetcher and jobs have
+ * one each. loader_place() is where content meets the guest, whoever brought it.
+ *
+ * Order on the way back: content in place, then the entry says so, then the handle is freed (or
+ * kept with PE_COPY). A crash between any two of them leaves a copy too many, never one too few.
+ */
+
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth)
+{
+	memset(ld, 0, sizeof(*ld));
+	ld->eng = eng;
+	/* Populated, so that the fault path never waits for memory of its own; not in dumps. */
+	ld->buffers = mmap(NULL, 2 * UNIT_MAX_BYTES, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (ld->buffers == MAP_FAILED) {
+		ld->buffers = NULL;
+		return -errno;
+	}
+	madvise(ld->buffers, 2 * UNIT_MAX_BYTES, MADV_DONTDUMP);
+	loader_refresh(ld, queue_depth);
+	return 0;
+}
+
+void loader_close(struct loader *ld)
+{
+	if (!ld->buffers)
+		return;
+	loader_flush_frees(ld);
+	for (unsigned int t = 0; t < PE_TIERS; t++)
+		backend_channel_close(atomic_exchange(&ld->channels[t], NULL));
+	munmap(ld->buffers, 2 * UNIT_MAX_BYTES);
+	ld->buffers = NULL;
+}
+
+void loader_refresh(struct loader *ld, uint32_t queue_depth)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++) {
+		struct backend *b = atomic_load(&ld->eng->slots[t].backend);
+		struct backend_channel *c = atomic_load(&ld->channels[t]);
+
+		if (b && !c) {
+			if (backend_channel_open(b, ld->buffers, 2 * UNIT_MAX_BYTES, queue_depth,
+						 &c) == 0)
+				atomic_store(&ld->channels[t], c);
+		} else if (!b && c) {
+			loader_flush_frees(ld);
+			atomic_store(&ld->channels[t], NULL);
+			backend_channel_close(c);
+		}
+	}
+}
+
+struct backend_channel *loader_channel(struct loader *ld, unsigned int tier)
+{
+	return tier < PE_TIERS ? atomic_load(&ld->channels[tier]) : NULL;
+}
+
+void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern)
+{
+	uint32_t *p = buf;
+
+	for (uint64_t i = 0; i < bytes / sizeof(*p); i++)
+		p[i] = pattern;
+}
+
+/* Waits until the one I/O that is in flight on this channel is complete. */
+static int wait_for(struct backend_channel *c, struct ebb_io *io)
+{
+	struct pollfd pfd = {.fd = backend_event_fd(c), .events = POLLIN};
+	struct ebb_io *done;
+
+	for (;;) {
+		int n = backend_poll(c, &done, 1);
+
+		if (n == 1 && done == io)
+			return io->result;
+		if (n < 0)
+			return n;
+		if (n == 0)
+			poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? 100 : 1);
+	}
+}
+
+int loader_read(struct loader *ld, struct vm *vm, uint64_t entry, void *buf, uint32_t bytes,
+		uint32_t io_flags)
+{
+	unsigned int tier = page_entry_tier(entry);
+	struct backend_space *space = atomic_load(&vm->spaces[tier]);
+	struct backend_channel *c;
+	struct ebb_io io, *list = &io;
+
+	if (tier == PE_TIER_FILL) {
+		loader_fill_pattern(buf, bytes, (uint32_t)page_entry_handle(entry));
+		return 0;
+	}
+	c = loader_channel(ld, tier);
+	if (!c || !space)
+		return -EIO;
+	backend_io_prepare(&io, EBB_IO_LOAD, io_flags, space, page_entry_handle(entry), buf, bytes,
+			   0);
+	while (backend_submit(c, &list, 1) != 1)
+		poll(NULL, 0, 1);
+	if (backend_caps(backend_of(space)) & EBB_BACKEND_SYNC)
+		return io.result;
+	return wait_for(c, &io);
+}
+
+void loader_flush_frees(struct loader *ld)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++) {
+		struct backend_channel *c = loader_channel(ld, t);
+
+		if (ld->n_freed[t] && c)
+			backend_free(c, ld->freed_space[t], ld->freed[t], ld->n_freed[t]);
+		ld->n_freed[t] = 0;
+		ld->freed_space[t] = NULL;
+	}
+}
+
+void loader_free_handle(struct loader *ld, struct vm *vm, unsigned int tier, uint64_t handle)
+{
+	struct backend_space *space = atomic_load(&vm->spaces[tier]);
+	struct backend_channel *c = loader_channel(ld, tier);
+
+	if (tier == PE_TIER_FILL || !space || !c)
+		return;
+	if (ld->freed_space[tier] != space) {
+		if (ld->n_freed[tier])
+			backend_free(c, ld->freed_space[tier], ld->freed[tier], ld->n_freed[tier]);
+		ld->n_freed[tier] = 0;
+		ld->freed_space[tier] = space;
+	}
+	ld->freed[tier][ld->n_freed[tier]++] = handle;
+	if (ld->n_freed[tier] == sizeof(ld->freed[0]) / sizeof(ld->freed[0][0])) {
+		backend_free(c, space, ld->freed[tier], ld->n_freed[tier]);
+		ld->n_freed[tier] = 0;
+	}
+}
+
+/*
+ * Whether the copy in the backend is worth keeping while the page is resident: it saves a second
+ * store if the page is not written to, but in a RAM tier it takes memory all the while, so there
+ * only a small part of the VM's RAM may hold such copies.
+ */
+static bool keep_copy(struct vm *vm, unsigned int tier, bool write)
+{
+	struct backend *b;
+	uint64_t bound;
+
+	if (write || tier == PE_TIER_FILL)
+		return false;
+	b = atomic_load(&vm->eng->slots[tier].backend);
+	if (!b)
+		return false;
+	if (!(backend_caps(b) & EBB_BACKEND_IN_RAM))
+		return true;
+	bound = atomic_load(&vm->limit_bytes) / 32;
+	return (uint64_t)atomic_load(&vm->copies) < bound;
+}
+
+int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry,
+		 const void *data, bool write, bool prefetch)
+{
+	struct vm *vm = b->vm;
+	unsigned int tier = page_entry_tier(entry);
+	bool was_none = page_entry_state(entry) == PE_NONE, keep;
+	int64_t bytes = (int64_t)block_unit_bytes(b);
+	uint64_t to;
+	int r = unit_fill(b, unit, data);
+
+	if (r < 0) {
+		/* As it was: the handle is still good. */
+		if (page_table_leave(&b->table, unit, entry & ~PE_WANTED))
+			unit_wake(b, unit);
+		return r;
+	}
+	keep = !was_none && keep_copy(vm, tier, write);
+	to = keep ? page_entry_in(entry & ~PE_RECENT, unit_settled(b, unit)) | PE_COPY
+		  : page_entry_bare(unit_settled(b, unit)) | (entry & PE_PLAIN);
+	if (prefetch)
+		to |= PE_PREFETCHED;
+	atomic_fetch_add(&vm->resident, bytes);
+	if (!was_none) {
+		atomic_fetch_sub(&vm->evicted, bytes);
+		if (tier == PE_TIER_FILL)
+			atomic_fetch_sub(&vm->zero, bytes);
+		atomic_fetch_sub(&vm->tier_units[tier], keep ? 0 : bytes);
+	}
+	if (keep)
+		atomic_fetch_add(&vm->copies, bytes);
+	if (page_table_leave(&b->table, unit, to))
+		unit_wake(b, unit);
+	else if (atomic_load_explicit(&b->n_mappings, memory_order_relaxed) > 1)
+		unit_wake_others(b, unit);
+	if (!was_none && !keep)
+		loader_free_handle(ld, vm, tier, page_entry_handle(entry));
+	return 0;
+}
+
+void loader_lost(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry)
+{
+	struct vm *vm = b->vm;
+	int64_t bytes = (int64_t)block_unit_bytes(b);
+	struct mapping *m = atomic_load(&b->mappings[0]);
+
+	unit_poison(b, unit);
+	atomic_fetch_sub(&vm->evicted, bytes);
+	atomic_fetch_sub(&vm->tier_units[page_entry_tier(entry)], bytes);
+	atomic_fetch_add(&vm->lost, bytes);
+	vm_count(vm, COUNTER_pages_lost);
+	page_table_leave(&b->table, unit, page_entry_bare(PE_LOST));
+	/* Where the kernel can poison, the woken thread gets its memory error; else it waits on. */
+	unit_wake(b, unit);
+	engine_emit(ld->eng, EVENT_PAGE_LOST, vm->name, ld->eng->slots[page_entry_tier(entry)].name,
+		    m ? mapping_addr(m, unit) : 0,
+		    "%s offset 0x%llx: the backend could not give it back", b->id,
+		    (unsigned long long)(unit << b->unit_shift));
+}
+
+int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch)
+{
+	uint64_t e = page_table_get(&b->table, unit);
+	uint32_t bytes = (uint32_t)block_unit_bytes(b);
+	int r;
+
+	if (page_entry_state(e) != PE_EVICTED)
+		return page_state_owned(page_entry_state(e)) || page_entry_state(e) == PE_PROTECTED
+			       ? -EBUSY
+			       : 1;
+	if (!page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_LOADING)))
+		return -EBUSY;
+	if (page_entry_tier(e) == PE_TIER_FILL && !page_entry_handle(e))
+		return loader_place(ld, b, unit, e, NULL, false, prefetch);
+	r = loader_read(ld, b->vm, e, ld->buffers, bytes,
+			prefetch ? EBB_IO_PREFETCH : EBB_IO_BACKGROUND);
+	if (r == -EIO || r == -EINVAL) {
+		loader_lost(ld, b, unit, e);
+		return -EIO;
+	}
+	if (r) {
+		if (page_table_leave(&b->table, unit, e & ~PE_WANTED))
+			unit_wake(b, unit);
+		return r;
+	}
+	return loader_place(ld, b, unit, e, ld->buffers, false, prefetch);
+}

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* reclaim.c: when and how much to take from each VM, and the threads that do it. */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include "engine/internal.h"
+#include "sys/uffd.h"
+
+/*
+ * Theory of operation
+ *
+ * Evictors sleep until somebody kicks a VM: a fault that brought it above its target, a lowered
+ * limit, a reclaim job, a policy's tick. The target is the limit less a headroom, so that faults
+ * find room without waiting; above the limit faults still go on up to a bound, and are parked
+ * there. One evictor works on a VM at a time, and more of them only while it is above its limit.
+ *
+ * The policy names the victims. When it names none although memory must go (a null policy, a bad
+ * one, everything hot), a plain sweep over the RAM does, so that a limit holds under any policy.
+ */
+
+#define ROUND_UNITS  256 /* asked of a policy at once */
+#define ROUND_RANGES 64
+#define ROUNDS	     32 /* on one VM before the others get their turn */
+#define DRY_ROUNDS   8
+
+struct evictor {
+	struct engine_thread t;
+	struct evict_context *context;
+};
+
+static uint64_t headroom(uint64_t limit)
+{
+	uint64_t h = limit / 64;
+
+	if (h < UINT64_C(1) << 20)
+		h = UINT64_C(1) << 20;
+	if (h > UINT64_C(32) << 20)
+		h = UINT64_C(32) << 20;
+	return h;
+}
+
+uint64_t reclaim_target(const struct vm *vm)
+{
+	uint64_t limit = atomic_load_explicit(&vm->limit_bytes, memory_order_relaxed);
+	uint64_t h = headroom(limit);
+
+	if (!limit)
+		return UINT64_MAX;
+	return limit > 2 * h ? limit - h : limit / 2;
+}
+
+uint64_t reclaim_bound(uint64_t limit)
+{
+	/* At least one huge page has to fit between target and bound. */
+	return limit + headroom(limit) / 4 + UNIT_MAX_BYTES;
+}
+
+void reclaim_unpark(struct vm *vm)
+{
+	uint64_t limit = atomic_load(&vm->limit_bytes);
+
+	if (!atomic_load(&vm->parked))
+		return;
+	if (limit && (uint64_t)atomic_load(&vm->resident) > limit && !atomic_load(&vm->suspended) &&
+	    !atomic_load(&vm->restoring))
+		return;
+	if (!atomic_exchange(&vm->parked, false))
+		return;
+	/* Whoever waits in these ranges faults again; nothing else has to be remembered. */
+	for (unsigned int a = 0; a < VM_ATTACH_MAX; a++) {
+		struct attachment *att = atomic_load(&vm->attachments[a]);
+
+		if (!att || atomic_load(&att->dead))
+			continue;
+		for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
+			struct mapping *m = atomic_load(&att->mappings[i]);
+
+			if (m)
+				uffd_wake(att->uffd, m->host_addr,
+					  m->units << m->block->unit_shift);
+		}
+	}
+}
+
+/* Units to take now, and whether they must be found. */
+static uint64_t wanted_bytes(const struct vm *vm, bool *urgent)
+{
+	uint64_t resident = (uint64_t)atomic_load(&vm->resident), target = reclaim_target(vm);
+	uint64_t limit = atomic_load(&vm->limit_bytes), want = 0;
+	int64_t job = atomic_load(&vm->reclaim_left);
+
+	*urgent = job > 0 || atomic_load(&vm->parked);
+	if (resident > target) {
+		want = resident - target;
+		/* Half of the headroom is gone: no more time to wait for something colder. */
+		if (resident > limit - (limit - target) / 2)
+			*urgent = true;
+	}
+	if (job > 0 && (uint64_t)job > want)
+		want = (uint64_t)job;
+	return want;
+}
+
+/* Units in [first, end) of a block that are resident, from `first` on; into out. */
+static unsigned int sweep_block(struct block *b, uint64_t *unit, uint64_t *out, unsigned int max)
+{
+	unsigned int n = 0;
+	uint64_t entry;
+
+	while (*unit < b->units && n < max) {
+		if (*unit % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, *unit, &entry) &&
+		    page_entry_state(entry) != PE_RESIDENT) {
+			*unit += PAGE_TABLE_RUN;
+			continue;
+		}
+		if (page_entry_state(page_table_get(&b->table, *unit)) == PE_RESIDENT)
+			out[n++] = b->first_unit + *unit;
+		++*unit;
+	}
+	return n;
+}
+
+/* The sweep that goes on where it stopped; under policy_lock. */
+static unsigned int sweep(struct vm *vm, uint64_t *out, unsigned int max)
+{
+	unsigned int n = 0;
+	uint64_t units = atomic_load(&vm->units), unit;
+
+	/* Twice: from the hand to the end, then from the start. */
+	for (int lap = 0; lap < 2 && n < max; lap++) {
+		while (vm->sweep_hand < units && n < max) {
+			struct block *b = vm_block_of(vm, vm->sweep_hand, &unit);
+
+			if (!b) {
+				vm->sweep_hand++;
+				continue;
+			}
+			n += sweep_block(b, &unit, out + n, max - n);
+			vm->sweep_hand = b->first_unit + unit;
+		}
+		if (vm->sweep_hand >= units)
+			vm->sweep_hand = 0;
+	}
+	return n;
+}
+
+static void drain_fault_ring(struct vm *vm, struct policy_instance *p)
+{
+	struct fault_ring *r = &vm->fault_ring;
+	uint64_t head = atomic_load_explicit(&r->head, memory_order_acquire);
+
+	/* What was overwritten meanwhile is lost: these are hints. */
+	if (head - r->tail > FAULT_RING)
+		r->tail = head - FAULT_RING;
+	for (; r->tail < head; r->tail++) {
+		struct ebb_fault f = r->slots[r->tail % FAULT_RING];
+
+		policy_reclaim_fault(p, &f);
+	}
+}
+
+/* Victims for about `units`, from the policy or by the sweep; under policy_lock. */
+static unsigned int pick(struct vm *vm, uint64_t units, bool urgent, uint64_t *out)
+{
+	struct policy_instance *p = atomic_load(&vm->reclaim.instance);
+	struct ebb_range ranges[ROUND_RANGES];
+	unsigned int n = 0;
+	uint32_t k = 0;
+
+	if (p) {
+		drain_fault_ring(vm, p);
+		k = policy_pick_victims(p, units, false, ranges, ROUND_RANGES);
+		if (!k && urgent)
+			k = policy_pick_victims(p, units, true, ranges, ROUND_RANGES);
+	}
+	for (uint32_t i = 0; i < k; i++)
+		for (uint64_t u = 0; u < ranges[i].count && n < ROUND_UNITS; u++)
+			out[n++] = ranges[i].first + u;
+	if (!n && urgent)
+		n = sweep(vm, out, (unsigned int)units);
+	return n;
+}
+
+static uint64_t smallest_unit(struct vm *vm)
+{
+	uint64_t bytes = UNIT_MAX_BYTES;
+
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (b && block_unit_bytes(b) < bytes)
+			bytes = block_unit_bytes(b);
+	}
+	return bytes;
+}
+
+static uint64_t thread_cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static void note_limit(struct vm *vm)
+{
+	uint64_t limit = atomic_load(&vm->limit_bytes), now = clock_ns();
+	uint64_t resident = (uint64_t)atomic_load(&vm->resident);
+	uint64_t last = atomic_load(&vm->last_limit_event_ns);
+
+	/* A limit that was just lowered far below is no excess: it is work. */
+	if (!limit || resident <= limit || now - last < 10 * NS_PER_S ||
+	    now - atomic_load(&vm->limit_set_ns) < 10 * NS_PER_S)
+		return;
+	atomic_store(&vm->last_limit_event_ns, now);
+	engine_emit(vm->eng, EVENT_VM_LIMIT_EXCEEDED, vm->name, "", resident - limit,
+		    "%llu bytes above the limit", (unsigned long long)(resident - limit));
+}
+
+bool reclaim_round(struct evict_context *c, struct vm *vm)
+{
+	uint64_t victims[ROUND_UNITS], unit_bytes = smallest_unit(vm), want, units, freed = 0;
+	uint64_t cpu = thread_cpu_ns();
+	int64_t proactive = atomic_load(&vm->proactive_left);
+	unsigned int n;
+	bool urgent;
+
+	if (atomic_load(&vm->dead) || atomic_load(&vm->restoring) || atomic_load(&vm->suspended)) {
+		atomic_store(&vm->reclaim_dry, DRY_ROUNDS);
+		reclaim_unpark(vm);
+		return false;
+	}
+	want = wanted_bytes(vm, &urgent);
+	units = (want + unit_bytes - 1) / unit_bytes;
+	if (!units && proactive > 0)
+		units = (uint64_t)proactive;
+	if (!units) {
+		reclaim_unpark(vm);
+		return false;
+	}
+	if (units > ROUND_UNITS)
+		units = ROUND_UNITS;
+	pthread_mutex_lock(&vm->policy_lock);
+	n = pick(vm, units, urgent, victims);
+	pthread_mutex_unlock(&vm->policy_lock);
+	if (n)
+		freed = evict_units(c, vm, victims, n);
+	if (!want && proactive > 0)
+		atomic_fetch_sub(&vm->proactive_left, n ? (int64_t)n : proactive);
+	if (freed) {
+		if (atomic_load(&vm->reclaim_left) > 0)
+			atomic_fetch_sub(&vm->reclaim_left, (int64_t)freed);
+		atomic_store(&vm->reclaim_dry, 0);
+	} else {
+		atomic_fetch_add(&vm->reclaim_dry, 1);
+	}
+	note_limit(vm);
+	reclaim_unpark(vm);
+	vm_add(vm, COUNTER_evict_cpu_ns, thread_cpu_ns() - cpu);
+	/* Nothing cold enough and nothing that must go: the next kick or tick asks again. */
+	return freed || (urgent && atomic_load(&vm->reclaim_dry) < DRY_ROUNDS);
+}
+
+/* May one more evictor work on this VM? */
+static bool enter(struct vm *vm)
+{
+	unsigned int at_work = atomic_fetch_add(&vm->evictors, 1);
+	uint64_t limit = atomic_load(&vm->limit_bytes);
+
+	if (!at_work || (limit && (uint64_t)atomic_load(&vm->resident) > limit))
+		return true;
+	atomic_fetch_sub(&vm->evictors, 1);
+	return false;
+}
+
+static void work_on(struct evictor *e, struct vm *vm)
+{
+	bool more = true;
+
+	if (!atomic_exchange(&vm->kicked, false))
+		return;
+	if (!enter(vm))
+		return;
+	for (int i = 0; i < ROUNDS && more && !atomic_load(&e->t.eng->stop); i++)
+		more = reclaim_round(e->context, vm);
+	atomic_fetch_sub(&vm->evictors, 1);
+	if (more)
+		engine_kick(vm);
+}
+
+static void *evictor_main(void *arg)
+{
+	struct evictor *e = arg;
+	struct engine *eng = e->t.eng;
+	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
+
+	while (vms && !atomic_load(&eng->stop)) {
+		struct pollfd pfd[2] = {{.fd = eng->evict_fd, .events = POLLIN},
+					{.fd = e->t.wake_fd, .events = POLLIN}};
+		unsigned int n;
+		uint64_t token;
+
+		evict_context_refresh(e->context);
+		engine_thread_pass(&e->t);
+		poll(pfd, 2, 1000);
+		if (read(eng->evict_fd, &token, sizeof(token)) < 0 && errno != EAGAIN)
+			break;
+		n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
+		for (unsigned int i = 0; i < n; i++) {
+			work_on(e, vms[i]);
+			vm_put(vms[i]);
+		}
+	}
+	free(vms);
+	return NULL;
+}
+
+int evictor_new(struct engine *eng, unsigned int index, struct evictor **out)
+{
+	struct evictor *e = calloc(1, sizeof(*e));
+	int r;
+
+	(void)index;
+	if (!e)
+		return -ENOMEM;
+	e->t.eng = eng;
+	e->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	r = e->t.wake_fd < 0 ? -errno : evict_context_new(eng, &e->context);
+	if (!r)
+		r = engine_thread_start(eng, &e->t, "ebb-evict", evictor_main, e);
+	if (r) {
+		evictor_free(e);
+		return r;
+	}
+	*out = e;
+	return 0;
+}
+
+void evictor_free(struct evictor *e)
+{
+	if (!e)
+		return;
+	engine_thread_join(&e->t);
+	evict_context_free(e->context);
+	if (e->t.wake_fd >= 0)
+		close(e->t.wake_fd);
+	free(e);
+}

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* regions.c: what a client says of its RAM while it runs: plug, unplug, discard, pin. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/internal.h"
+#include "sys/memfd.h"
+#include "sys/uffd.h"
+
+/* A unit that is worked on is asked for again after so long. */
+#define RETRY_US 200
+
+static struct block *block_by_id(struct vm *vm, const char *id)
+{
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (b && !atomic_load(&b->gone) && strcmp(b->id, id) == 0)
+			return b;
+	}
+	return NULL;
+}
+
+static int find_range(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
+		      struct block **out, struct error *e)
+{
+	struct block *b = block_by_id(a->vm, id);
+
+	if (a->secondary)
+		return error_set(e, EPERM, ERROR_PERMISSION,
+				 "only the VM's primary may say this of its RAM");
+	if (atomic_load(&a->vm->dead))
+		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
+	if (!b)
+		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no region %s", id);
+	if (!bytes || offset + bytes < offset || offset + bytes > b->bytes)
+		return error_set(e, ERANGE, ERROR_ARGUMENT,
+				 "region %s: the range does not lie within it", id);
+	*out = b;
+	return 0;
+}
+
+int engine_region_add(struct attachment *a, const struct attach_region *region, struct error *e)
+{
+	struct vm *vm = a->vm;
+	int r;
+
+	if (a->secondary)
+		return error_set(e, EPERM, ERROR_PERMISSION,
+				 "a secondary attaches anew instead of adding regions");
+	if (atomic_load(&vm->dead) || atomic_load(&vm->restoring))
+		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
+	pthread_mutex_lock(&vm->lock);
+	r = attachment_add_block(a, region, e);
+	pthread_mutex_unlock(&vm->lock);
+	if (r)
+		return r;
+	vm_resize_recent(vm);
+	policies_resize(vm);
+	keeper_check_foreign(vm);
+	return 0;
+}
+
+/* Drops what the backend holds for a resident unit. */
+static void forget_copy(struct loader *ld, struct block *b, uint64_t entry)
+{
+	int64_t bytes = (int64_t)block_unit_bytes(b);
+
+	if (!(entry & PE_COPY))
+		return;
+	atomic_fetch_sub(&b->vm->copies, bytes);
+	atomic_fetch_sub(&b->vm->tier_units[page_entry_tier(entry)], bytes);
+	loader_free_handle(ld, b->vm, page_entry_tier(entry), page_entry_handle(entry));
+}
+
+/*
+ * Makes one unit read as zero from now on; waits while somebody else works on it.
+ *
+ * Order: claim (CLEARING), drop the page, free the copy, NONE. A write by the VM between its own
+ * punch and the end of this call may be dropped: the call that asked for the discard has not
+ * returned, so the VM itself cannot know on which side of it the write was.
+ */
+static int clear_unit(struct loader *ld, struct block *b, uint64_t unit)
+{
+	struct vm *vm = b->vm;
+	int64_t bytes = (int64_t)block_unit_bytes(b);
+	uint64_t e;
+	int r;
+
+	for (;;) {
+		enum page_state s;
+
+		e = page_table_get(&b->table, unit);
+		s = page_entry_state(e);
+		if (page_state_owned(s)) {
+			usleep(RETRY_US);
+			continue;
+		}
+		if (s == PE_PROTECTED) {
+			/* Take it from its evictor first, as a fault would. */
+			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
+				unit_cancel(b, unit, e);
+			continue;
+		}
+		if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_CLEARING)))
+			break;
+	}
+	r = memfd_punch(b->memfd, block_file_offset(b, unit), (uint64_t)bytes);
+	if (r) {
+		bool was_there =
+			page_entry_state(e) == PE_RESIDENT || page_entry_state(e) == PE_PINNED;
+
+		/* Nothing dropped; what the backend held is not wanted any more. */
+		if (page_table_leave(&b->table, unit,
+				     was_there ? e & ~PE_WANTED : page_entry_bare(PE_NONE)))
+			unit_wake(b, unit);
+		if (was_there)
+			return r;
+	}
+	switch (page_entry_state(e)) {
+	case PE_RESIDENT:
+	case PE_PINNED:
+		atomic_fetch_sub(&vm->resident, bytes);
+		forget_copy(ld, b, e);
+		break;
+	case PE_EVICTED:
+		atomic_fetch_sub(&vm->evicted, bytes);
+		atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], bytes);
+		if (page_entry_tier(e) == PE_TIER_FILL)
+			atomic_fetch_sub(&vm->zero, bytes);
+		loader_free_handle(ld, vm, page_entry_tier(e), page_entry_handle(e));
+		break;
+	case PE_LOST:
+		atomic_fetch_sub(&vm->lost, bytes);
+		break;
+	default:
+		break;
+	}
+	if (page_entry_state(e) != PE_NONE)
+		vm_count(vm, COUNTER_discards);
+	if (!r && page_table_leave(&b->table, unit, page_entry_bare(PE_NONE)))
+		unit_wake(b, unit);
+	return 0;
+}
+
+/* A loader for one call; NULL when there is no memory. */
+static struct loader *borrow_loader(struct engine *eng)
+{
+	struct loader *ld = malloc(sizeof(*ld));
+
+	if (ld && loader_open(eng, ld, 1)) {
+		free(ld);
+		return NULL;
+	}
+	return ld;
+}
+
+static void return_loader(struct loader *ld)
+{
+	loader_close(ld);
+	free(ld);
+}
+
+int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
+		   struct error *e)
+{
+	struct vm *vm = a->vm;
+	struct loader *ld;
+	struct block *b;
+	uint64_t unit_bytes, first, end;
+	int r;
+
+	ld = borrow_loader(vm->eng);
+	if (!ld)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	pthread_rwlock_rdlock(&vm->structure);
+	r = find_range(a, id, offset, bytes, &b, e);
+	if (!r) {
+		/* Whole units only: parts of one the VM has zeroed itself, and they are its. */
+		unit_bytes = block_unit_bytes(b);
+		first = (offset + unit_bytes - 1) / unit_bytes;
+		end = (offset + bytes) / unit_bytes;
+		for (uint64_t u = first; u < end; u++) {
+			uint64_t entry;
+
+			if (u % PAGE_TABLE_RUN == 0 && end - u >= PAGE_TABLE_RUN &&
+			    page_table_uniform(&b->table, u, &entry) &&
+			    page_entry_state(entry) == PE_NONE) {
+				u += PAGE_TABLE_RUN - 1;
+				continue;
+			}
+			if (clear_unit(ld, b, u))
+				r = error_set(e, EIO, ERROR_GENERIC,
+					      "region %s: its memfd cannot be punched", id);
+		}
+	}
+	pthread_rwlock_unlock(&vm->structure);
+	return_loader(ld);
+	return r;
+}
+
+/* Brings a unit back and makes it PINNED; waits while somebody works on it. */
+static int pin_unit(struct loader *ld, struct block *b, uint64_t unit)
+{
+	for (;;) {
+		uint64_t e = page_table_get(&b->table, unit);
+		int r;
+
+		switch (page_entry_state(e)) {
+		case PE_PINNED:
+		case PE_NONE: /* its first touch will make it PINNED */
+		case PE_LOST:
+			return 0;
+		case PE_RESIDENT:
+			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_PINNED)))
+				atomic_fetch_add(&b->vm->pinned, (int64_t)block_unit_bytes(b));
+			continue;
+		case PE_PROTECTED:
+			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
+				unit_cancel(b, unit, e);
+			continue;
+		case PE_EVICTED:
+			r = loader_bring_back(ld, b, unit, false);
+			if (r == -ENOMEM || r == -ESRCH || r == -EIO)
+				return r;
+			continue;
+		default:
+			usleep(RETRY_US);
+		}
+	}
+}
+
+static int add_pin(struct block *b, uint64_t first, uint64_t count)
+{
+	unsigned int n;
+	int r = 0;
+
+	pthread_mutex_lock(&b->pin_lock);
+	n = atomic_load(&b->n_pins);
+	for (unsigned int i = 0; i < n; i++)
+		if (b->pins[i].first == first && b->pins[i].count == count) {
+			b->pins[i].nest++;
+			goto out;
+		}
+	if (n == BLOCK_PINS_MAX) {
+		r = -ENOSPC;
+	} else {
+		b->pins[n] = (struct pin){first, count, 1};
+		atomic_store_explicit(&b->n_pins, n + 1, memory_order_release);
+	}
+out:
+	pthread_mutex_unlock(&b->pin_lock);
+	return r;
+}
+
+static int drop_pin(struct block *b, uint64_t first, uint64_t count)
+{
+	unsigned int n;
+	int r = -ENOENT;
+
+	pthread_mutex_lock(&b->pin_lock);
+	n = atomic_load(&b->n_pins);
+	for (unsigned int i = 0; i < n && r; i++) {
+		if (b->pins[i].first != first || b->pins[i].count != count)
+			continue;
+		r = 0;
+		if (--b->pins[i].nest == 0) {
+			b->pins[i] = b->pins[n - 1];
+			atomic_store(&b->n_pins, n - 1);
+		}
+	}
+	pthread_mutex_unlock(&b->pin_lock);
+	return r;
+}
+
+/* PINNED units that no pin covers any more become RESIDENT. */
+static void unpin_units(struct block *b, uint64_t first, uint64_t count)
+{
+	for (uint64_t u = first; u < first + count; u++) {
+		uint64_t e = page_table_get(&b->table, u);
+
+		if (page_entry_state(e) != PE_PINNED || unit_settled(b, u) == PE_PINNED)
+			continue;
+		if (page_table_cas(&b->table, u, &e, page_entry_in(e, PE_RESIDENT)))
+			atomic_fetch_sub(&b->vm->pinned, (int64_t)block_unit_bytes(b));
+		else
+			u--; /* somebody lifts a stale protection: once more */
+	}
+}
+
+int engine_pin(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
+	       struct error *e)
+{
+	struct vm *vm = a->vm;
+	uint64_t first, end;
+	struct loader *ld;
+	struct block *b;
+	int r;
+
+	ld = borrow_loader(vm->eng);
+	if (!ld)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	pthread_rwlock_rdlock(&vm->structure);
+	r = find_range(a, id, offset, bytes, &b, e);
+	if (r)
+		goto out;
+	first = offset >> b->unit_shift;
+	end = (offset + bytes + block_unit_bytes(b) - 1) >> b->unit_shift;
+	/* Listed first: what becomes resident from now on becomes PINNED at once. */
+	r = add_pin(b, first, end - first);
+	if (r) {
+		error_set(e, -r, ERROR_LIMIT, "no more than %d pinned ranges in a region",
+			  BLOCK_PINS_MAX);
+		goto out;
+	}
+	for (uint64_t u = first; u < end && !r; u++)
+		r = pin_unit(ld, b, u);
+	if (r) {
+		error_set(e, -r, ERROR_GENERIC, "region %s: cannot bring the range back: %s", id,
+			  error_text(r));
+		drop_pin(b, first, end - first);
+		unpin_units(b, first, end - first);
+	}
+out:
+	pthread_rwlock_unlock(&vm->structure);
+	return_loader(ld);
+	return r;
+}
+
+int engine_unpin(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
+		 struct error *e)
+{
+	struct vm *vm = a->vm;
+	uint64_t first, end;
+	struct block *b;
+	int r;
+
+	pthread_rwlock_rdlock(&vm->structure);
+	r = find_range(a, id, offset, bytes, &b, e);
+	if (!r) {
+		first = offset >> b->unit_shift;
+		end = (offset + bytes + block_unit_bytes(b) - 1) >> b->unit_shift;
+		r = drop_pin(b, first, end - first);
+		if (r)
+			error_set(e, -r, ERROR_NOT_FOUND, "region %s: that range is not pinned",
+				  id);
+		else
+			unpin_units(b, first, end - first);
+	}
+	pthread_rwlock_unlock(&vm->structure);
+	return r;
+}
+
+int engine_region_remove(struct attachment *a, const char *id, bool discard, struct progress *p,
+			 struct error *e)
+{
+	struct vm *vm = a->vm;
+	struct loader *ld = borrow_loader(vm->eng);
+	struct mapping *m;
+	struct block *b;
+	int r;
+
+	if (!ld)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	pthread_rwlock_rdlock(&vm->structure);
+	r = find_range(a, id, 0, 1, &b, e);
+	if (!r) {
+		/* No eviction begins after this, and none is under way after the barrier. */
+		atomic_store(&b->gone, true);
+		engine_barrier(vm->eng);
+		r = restore_block(ld, b, discard, p);
+		if (r) {
+			atomic_store(&b->gone, false);
+			error_set(e, -r, r == -ECANCELED ? ERROR_CANCELLED : ERROR_NO_SPACE,
+				  "region %s: cannot bring it back: %s", id, error_text(r));
+		}
+	}
+	pthread_rwlock_unlock(&vm->structure);
+	if (r) {
+		return_loader(ld);
+		return r;
+	}
+	/* Nothing is missing in it any more (or nobody wants it): let go. */
+	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
+		m = atomic_load(&b->mappings[i]);
+		if (m)
+			uffd_unregister(m->att->uffd, m->host_addr, m->units << b->unit_shift);
+	}
+	policies_resize(vm);
+	block_retire(ld, b);
+	return_loader(ld);
+	return 0;
+}

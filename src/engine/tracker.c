@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* tracker.c: what policies may ask: what is resident, what was accessed. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "engine/internal.h"
+#include "sys/pagemap.h"
+
+/*
+ * Theory of operation
+ *
+ * "Accessed" is the present bit of the VMM's own page table. Clearing it (a remote
+ * process_madvise(MADV_PAGEOUT) where no swap can take the page; for hugetlb a request to the
+ * client's helper) drops the page-table entry and keeps the page; the next access maps it again in
+ * the kernel, without a round trip to us. Ranges are registered with WP, which turns fault-around
+ * off, so what is present was touched. Units that a fault brought in are present from the start.
+ *
+ * Policy hooks and these calls run under vm.policy_lock, in evictor, keeper or job threads.
+ */
+
+#define CHUNK 4096u /* units looked at at once: 16 MiB of small pages */
+#define ZAPS  128u
+
+static void set_bit(uint64_t *bitmap, uint64_t i)
+{
+	bitmap[i / 64] |= UINT64_C(1) << (i % 64);
+}
+
+static bool get_bit(const uint64_t *bitmap, uint64_t i)
+{
+	return bitmap[i / 64] >> (i % 64) & 1;
+}
+
+/* Calls fn(block, first unit in block, count, offset of it in [first, first + count)). */
+typedef int (*part_fn)(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg);
+
+static int for_each_part(struct vm *vm, uint64_t first, uint64_t count, part_fn fn, void *arg)
+{
+	int result = 0;
+
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+		uint64_t lo, hi;
+		int r;
+
+		if (!b || atomic_load(&b->gone))
+			continue;
+		lo = first > b->first_unit ? first : b->first_unit;
+		hi = first + count;
+		if (hi > b->first_unit + b->units)
+			hi = b->first_unit + b->units;
+		if (lo >= hi)
+			continue;
+		r = fn(b, lo - b->first_unit, hi - lo, lo - first, arg);
+		if (r)
+			result = r;
+	}
+	return result;
+}
+
+struct state_query {
+	uint64_t *bitmap;
+	enum page_state state;
+};
+
+static int state_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
+{
+	struct state_query *q = arg;
+
+	for (uint64_t i = 0; i < count; i++)
+		if (page_entry_state(page_table_get(&b->table, unit + i)) == q->state)
+			set_bit(q->bitmap, at + i);
+	return 0;
+}
+
+static void by_state(struct vm *vm, uint64_t first, uint64_t count, uint64_t *bitmap,
+		     enum page_state state)
+{
+	struct state_query q = {bitmap, state};
+
+	memset(bitmap, 0, (count + 63) / 64 * 8);
+	for_each_part(vm, first, count, state_part, &q);
+}
+
+static void host_resident(void *ctx, uint64_t first, uint64_t count, uint64_t *bitmap)
+{
+	by_state(ctx, first, count, bitmap, PE_RESIDENT);
+}
+
+static void host_evicted(void *ctx, uint64_t first, uint64_t count, uint64_t *bitmap)
+{
+	by_state(ctx, first, count, bitmap, PE_EVICTED);
+}
+
+/* The part of a block's units that a mapping covers. */
+static bool clip(const struct mapping *m, uint64_t *unit, uint64_t *count)
+{
+	uint64_t lo = *unit > m->first_unit ? *unit : m->first_unit;
+	uint64_t hi = *unit + *count, end = m->first_unit + m->units;
+
+	if (hi > end)
+		hi = end;
+	if (lo >= hi)
+		return false;
+	*unit = lo;
+	*count = hi - lo;
+	return true;
+}
+
+static int present_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
+{
+	uint64_t *bitmap = arg, chunk[CHUNK / 64];
+	int result = -ENOTSUP;
+
+	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
+		struct mapping *m = atomic_load(&b->mappings[i]);
+		uint64_t u = unit, n = count;
+
+		if (!m || atomic_load(&m->att->dead) || m->att->pagemap_fd < 0 || !clip(m, &u, &n))
+			continue;
+		while (n) {
+			uint64_t step = n < CHUNK ? n : CHUNK, addr = mapping_addr(m, u);
+
+			if (pagemap_present(m->att->pagemap_fd, addr,
+					    addr + (step << b->unit_shift), block_unit_bytes(b),
+					    chunk))
+				break;
+			result = 0;
+			for (uint64_t k = 0; k < step; k++)
+				if (get_bit(chunk, k))
+					set_bit(bitmap, at + (u - unit) + k);
+			u += step;
+			n -= step;
+		}
+	}
+	return result;
+}
+
+static int host_accessed(void *ctx, uint64_t first, uint64_t count, uint64_t *bitmap)
+{
+	struct vm *vm = ctx;
+
+	memset(bitmap, 0, (count + 63) / 64 * 8);
+	if (!vm->has_tracker)
+		return -ENOTSUP;
+	return for_each_part(vm, first, count, present_part, bitmap);
+}
+
+struct zap_batch {
+	struct iovec v[ZAPS];
+	struct ebb_range ranges[ZAPS];
+	unsigned int n;
+	int result;
+};
+
+static void flush_zaps(struct attachment *att, struct zap_batch *z, bool huge)
+{
+	if (!z->n)
+		return;
+	if (!huge) {
+		z->result = pageout_zap(att->pidfd, z->v, z->n);
+	} else {
+		for (unsigned int i = 0; i < z->n; i++)
+			z->ranges[i] = (struct ebb_range){(uint64_t)(uintptr_t)z->v[i].iov_base,
+							  z->v[i].iov_len};
+		pthread_mutex_lock(&att->client_lock);
+		z->result = att->ops && att->ops->zap ? att->ops->zap(att->client, z->ranges, z->n)
+						      : -ENOTSUP;
+		pthread_mutex_unlock(&att->client_lock);
+	}
+	z->n = 0;
+}
+
+/* Drops the page-table entries of the given units of one block in one process. */
+static int zap_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
+{
+	struct zap_batch z = {.result = -ENOTSUP};
+
+	(void)at;
+	(void)arg;
+	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
+		struct mapping *m = atomic_load(&b->mappings[i]);
+		uint64_t u = unit, n = count;
+
+		if (!m || atomic_load(&m->att->dead) || !clip(m, &u, &n))
+			continue;
+		z.v[z.n++] =
+			(struct iovec){(void *)(uintptr_t)mapping_addr(m, u), n << b->unit_shift};
+		flush_zaps(m->att, &z, b->kind == BLOCK_HUGETLB);
+		if (!z.result)
+			vm_add(b->vm, COUNTER_units_cleared, n);
+	}
+	return z.result;
+}
+
+static uint64_t cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static int host_clear_accessed(void *ctx, const struct ebb_range *ranges, uint32_t n)
+{
+	struct vm *vm = ctx;
+	uint64_t start = cpu_ns();
+	int result = 0;
+
+	if (!vm->has_tracker)
+		return -ENOTSUP;
+	for (uint32_t i = 0; i < n; i++) {
+		int r = for_each_part(vm, ranges[i].first, ranges[i].count, zap_part, NULL);
+
+		if (r)
+			result = r;
+	}
+	vm_add(vm, COUNTER_scan_cpu_ns, cpu_ns() - start);
+	return result;
+}
+
+static uint32_t host_blocks(void *ctx, struct ebb_block *out, uint32_t max)
+{
+	struct vm *vm = ctx;
+	uint32_t n = 0;
+
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (!b)
+			continue;
+		if (n < max)
+			out[n] = (struct ebb_block){.first_unit = b->first_unit,
+						    .units = b->units,
+						    .unit_bytes = (uint32_t)block_unit_bytes(b),
+						    .gone = atomic_load(&b->gone),
+						    .guest_addr = b->guest_addr};
+		n++;
+	}
+	return n;
+}
+
+static uint64_t host_now(void *ctx)
+{
+	(void)ctx;
+	return clock_ns();
+}
+
+static void host_log(void *ctx, int level, const char *fmt, ...)
+{
+	static struct log_limit limit;
+	struct vm *vm = ctx;
+	char line[256];
+	va_list ap;
+
+	if (level < LOG_ERROR || level > LOG_DEBUG)
+		level = LOG_DEBUG;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	log_limited(&limit, (enum log_level)level, "policy of VM %s: %s", vm->name, line);
+}
+
+void tracker_host_init(struct vm *vm, struct vm_policy *p)
+{
+	p->host = (struct ebb_policy_host){
+		.size = sizeof(p->host),
+		.abi_major = EBB_POLICY_ABI_MAJOR,
+		.abi_minor = EBB_POLICY_ABI_MINOR,
+		.ctx = vm,
+		.resident = host_resident,
+		.evicted = host_evicted,
+		.clear_accessed = host_clear_accessed,
+		.accessed = host_accessed,
+		.blocks = host_blocks,
+		.now_ns = host_now,
+		.log = host_log,
+	};
+	p->self = (struct ebb_policy_vm){
+		.size = sizeof(p->self),
+		.name = vm->name,
+		.units = atomic_load(&vm->units),
+		.seed = clock_ns(),
+		.window_ns = vm->eng->config.window_ms * NS_PER_MS,
+	};
+}
+
+static int window_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
+{
+	struct vm *vm = b->vm;
+	struct policy_instance *p = atomic_load(&vm->reclaim.instance);
+	uint64_t watched[CHUNK / 64], accessed[CHUNK / 64];
+
+	(void)at;
+	(void)arg;
+	for (uint64_t u = unit; u < unit + count; u += CHUNK) {
+		uint64_t n = unit + count - u < CHUNK ? unit + count - u : CHUNK, run = 0;
+		struct ebb_access_window w = {.size = sizeof(w),
+					      .first = b->first_unit + u,
+					      .count = n,
+					      .watched = watched,
+					      .accessed = accessed,
+					      .window_ns = vm->eng->config.window_ms * NS_PER_MS};
+
+		host_resident(vm, w.first, n, watched);
+		if (host_accessed(vm, w.first, n, accessed))
+			return -ENOTSUP;
+		policy_on_access(p, &w);
+		/* What was touched is cleared for the next window, a run at a time. */
+		for (uint64_t i = 0; i <= n; i++) {
+			if (i < n && get_bit(accessed, i) && get_bit(watched, i)) {
+				run++;
+				continue;
+			}
+			if (run)
+				zap_part(b, u + i - run, run, 0, NULL);
+			run = 0;
+		}
+	}
+	return 0;
+}
+
+void tracker_window(struct vm *vm)
+{
+	struct policy_instance *p;
+	uint64_t start = cpu_ns();
+
+	pthread_mutex_lock(&vm->policy_lock);
+	p = atomic_load(&vm->reclaim.instance);
+	if (vm->has_tracker && p && policy_wants_windows(p)) {
+		for_each_part(vm, 0, atomic_load(&vm->units), window_part, NULL);
+		vm_count(vm, COUNTER_scans);
+		vm_add(vm, COUNTER_scan_cpu_ns, cpu_ns() - start);
+	}
+	pthread_mutex_unlock(&vm->policy_lock);
+}

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vm.c: VMs: making and freeing them, looking things up in them. */
+#include "engine/vm.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/internal.h"
+#include "sys/memfd.h"
+
+/* Refaults are those within so many evictions; 1/32 of the units, within these bounds. */
+#define RECENT_MIN 256u
+#define RECENT_MAX 65536u
+
+struct block *vm_block_of(struct vm *vm, uint64_t vm_unit, uint64_t *unit)
+{
+	for (unsigned int i = 0; i < atomic_load_explicit(&vm->n_blocks, memory_order_acquire);
+	     i++) {
+		struct block *b = atomic_load_explicit(&vm->blocks[i], memory_order_acquire);
+
+		if (b && vm_unit - b->first_unit < b->units) {
+			*unit = vm_unit - b->first_unit;
+			return b;
+		}
+	}
+	return NULL;
+}
+
+struct mapping *attachment_find(struct attachment *att, uint64_t addr, uint64_t *unit)
+{
+	unsigned int n = atomic_load_explicit(&att->n_mappings, memory_order_acquire);
+
+	for (unsigned int i = 0; i < n; i++) {
+		struct mapping *m = atomic_load_explicit(&att->mappings[i], memory_order_acquire);
+		uint64_t off;
+
+		if (!m)
+			continue;
+		off = addr - m->host_addr;
+		if (off < m->units << m->block->unit_shift) {
+			*unit = m->first_unit + (off >> m->block->unit_shift);
+			return m;
+		}
+	}
+	return NULL;
+}
+
+struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t uid)
+{
+	struct vm *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return NULL;
+	vm->eng = eng;
+	vm->uid = uid;
+	snprintf(vm->name, sizeof(vm->name), "%s", name);
+	snprintf(vm->uuid, sizeof(vm->uuid), "%s", uuid);
+	snprintf(vm->granularity, sizeof(vm->granularity), "auto");
+	atomic_store(&vm->refs, 1);
+	atomic_store(&vm->weight, 100);
+	vm->recent.size = RECENT_MIN;
+	vm->recent.units = calloc(RECENT_MAX, sizeof(uint64_t));
+	if (!vm->recent.units) {
+		free(vm);
+		return NULL;
+	}
+	pthread_mutex_init(&vm->lock, NULL);
+	pthread_rwlock_init(&vm->structure, NULL);
+	pthread_mutex_init(&vm->policy_lock, NULL);
+	pthread_mutex_init(&vm->recent.lock, NULL);
+	return vm;
+}
+
+void vm_ref(struct vm *vm)
+{
+	atomic_fetch_add(&vm->refs, 1);
+}
+
+void block_free(struct block *b)
+{
+	if (!b)
+		return;
+	for (unsigned int i = 0; i < BLOCK_MAPPINGS_MAX; i++)
+		free(atomic_load(&b->mappings[i]));
+	if (b->memfd >= 0)
+		close(b->memfd);
+	pthread_mutex_destroy(&b->pin_lock);
+	free(b);
+}
+
+static void store_drop(struct store_memory *s)
+{
+	if (s->addr)
+		munmap(s->addr, s->bytes);
+	if (s->fd >= 0)
+		close(s->fd);
+	memset(s, 0, sizeof(*s));
+}
+
+void vm_put(struct vm *vm)
+{
+	if (!vm || atomic_fetch_sub(&vm->refs, 1) != 1)
+		return;
+	policies_detach(vm);
+	backends_close_spaces(vm);
+	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++)
+		block_free(atomic_load(&vm->blocks[i]));
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		store_drop(&vm->stores[i]);
+	pthread_mutex_destroy(&vm->lock);
+	pthread_rwlock_destroy(&vm->structure);
+	pthread_mutex_destroy(&vm->policy_lock);
+	pthread_mutex_destroy(&vm->recent.lock);
+	free(vm->recent.units);
+	free(vm);
+}
+
+void vm_resize_recent(struct vm *vm)
+{
+	uint64_t size = atomic_load(&vm->units) / 32;
+
+	pthread_mutex_lock(&vm->recent.lock);
+	if (size > vm->recent.size)
+		vm->recent.size = size < RECENT_MAX ? size : RECENT_MAX;
+	pthread_mutex_unlock(&vm->recent.lock);
+}
+
+int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_memory **out,
+		  bool *found)
+{
+	struct store_memory s = {.bytes = bytes};
+	char full[128];
+
+	for (unsigned int i = 0; i < vm->n_stores; i++) {
+		if (strcmp(vm->stores[i].name, name) == 0) {
+			if (vm->stores[i].bytes != bytes)
+				return -EUCLEAN;
+			*found = true;
+			*out = &vm->stores[i];
+			return 0;
+		}
+	}
+	if (vm->n_stores == VM_STORES_MAX)
+		return -ENOSPC;
+	if (strlen(name) >= sizeof(s.name))
+		return -ENAMETOOLONG;
+	strcpy(s.name, name);
+	snprintf(full, sizeof(full), "ebb:%s", name);
+	s.fd = memfd_make(full, bytes);
+	if (s.fd < 0)
+		return s.fd;
+	s.addr = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, s.fd, 0);
+	if (s.addr == MAP_FAILED) {
+		int r = -errno;
+
+		close(s.fd);
+		return r;
+	}
+	/* It holds guest content, or says where that is: not for core dumps. */
+	madvise(s.addr, bytes, MADV_DONTDUMP);
+	vm->stores[vm->n_stores] = s;
+	*out = &vm->stores[vm->n_stores++];
+	*found = false;
+	return 0;
+}
+
+void vm_store_close(struct vm *vm, const char *name)
+{
+	for (unsigned int i = 0; i < vm->n_stores; i++) {
+		if (strcmp(vm->stores[i].name, name) != 0)
+			continue;
+		store_drop(&vm->stores[i]);
+		vm->stores[i] = vm->stores[--vm->n_stores];
+		memset(&vm->stores[vm->n_stores], 0, sizeof(vm->stores[0]));
+		return;
+	}
+}
+
+void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
+{
+	static const struct {
+		uint32_t bit;
+		const char *text;
+	} texts[] = {
+		{SUSPEND_NO_GUARD, "no folio probe here and quarantine is not allowed"},
+		{SUSPEND_FOREIGN, "a process that is not attached maps this RAM"},
+		{SUSPEND_LOCKED, "the VMM has locked or pinned memory and there is no folio probe"},
+		{SUSPEND_SHARED, "the RAM is being handed to another process"},
+		{SUSPEND_COLLAPSE, "this kernel fills holes when it collapses huge pages"},
+	};
+	size_t n = 0;
+
+	buf[0] = 0;
+	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+		if ((reasons & texts[i].bit) && n < bytes)
+			n += (size_t)snprintf(buf + n, bytes - n, "%s%s", n ? "; " : "",
+					      texts[i].text);
+}
+
+void vm_suspend(struct vm *vm, enum suspend_reason reason, bool on)
+{
+	uint32_t was = on ? atomic_fetch_or(&vm->suspended, reason)
+			  : atomic_fetch_and(&vm->suspended, ~(uint32_t)reason);
+	uint32_t now = on ? was | reason : was & ~(uint32_t)reason;
+	char text[160];
+
+	if (was == now)
+		return;
+	vm_suspended_text(now, text, sizeof(text));
+	engine_emit(vm->eng, EVENT_VM_SUSPENDED, vm->name, "", now, "%s", text);
+	engine_kick(vm);
+}

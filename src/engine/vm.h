@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* vm.h: what the engine's own files know of VMs, RAM blocks, mappings and attachments. */
+#ifndef ENGINE_VM_H
+#define ENGINE_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/clock.h"
+#include "engine/engine.h"
+#include "model/page_table.h"
+#include "plugin/backend_host.h"
+#include "plugin/policy_host.h"
+
+/*
+ * Theory of operation
+ *
+ * A VM has RAM blocks; each is a range of one memfd with a page table of its own. A process that
+ * maps the VM's RAM is an attachment: a userfaultfd and a mapping for each block (or part of one).
+ * The first is the primary: pages are filled through its mappings only; the others are woken or
+ * continued, so that a lying secondary can never be handed content. The daemon never maps guest
+ * RAM itself: it reads with pread and fills with UFFDIO_COPY.
+ *
+ * Lifetime: blocks, mappings and attachments are published through atomic pointers and read by
+ * fault and eviction threads without a lock. They are unpublished first, then engine_barrier()
+ * waits until every engine thread has passed a point where it holds none, then they are freed. A
+ * VM itself is reference counted on top of that, because jobs and control hold it longer.
+ *
+ * Lock order: engine.lock, vm.structure, vm.lock, vm.policy_lock, block.pin_lock. None is held
+ * across a long operation except vm.policy_lock across policy hooks; none but pin_lock (a few
+ * comparisons) is ever taken on the fault path.
+ */
+
+#define BLOCK_MAPPINGS_MAX 32
+#define BLOCK_PINS_MAX	   256
+#define VM_STORES_MAX	   16 /* surviving memory pieces: page tables and backend spaces */
+
+enum vm_counter {
+#define COUNTER(name, json, help) COUNTER_##name,
+#include "engine/counters.def"
+#undef COUNTER
+	COUNTERS
+};
+
+enum block_kind {
+	BLOCK_SHMEM,   /* 4 KiB pages of tmpfs; unit 4 KiB */
+	BLOCK_THP,     /* tmpfs with transparent huge pages kept; unit 2 MiB */
+	BLOCK_HUGETLB, /* hugetlbfs, 2 MiB; unit 2 MiB */
+};
+
+/* A piece of memory that outlives the daemon: a memfd and our mapping of it. */
+struct store_memory {
+	char name[64];
+	int fd;
+	void *addr;
+	uint64_t bytes;
+};
+
+/* Part of a block as one process maps it. */
+struct mapping {
+	struct attachment *att;
+	struct block *block;
+	uint64_t host_addr;  /* of first_unit */
+	uint64_t first_unit; /* within the block */
+	uint64_t units;
+};
+
+struct pin {
+	uint64_t first, count; /* units of the block */
+	unsigned int nest;
+};
+
+struct block {
+	struct vm *vm;
+	char id[REGION_ID_MAX];
+	enum block_kind kind;
+	bool minor;	   /* registered MINOR: large folios are possible */
+	_Atomic bool gone; /* being unplugged: no eviction any more */
+	int memfd;
+	dev_t dev;
+	ino_t ino;
+	uint64_t memfd_offset, bytes, guest_addr;
+	unsigned int unit_shift;
+	uint64_t units;
+	uint64_t first_unit; /* in the VM's numbering */
+	struct page_table table;
+	char table_name[64];					/* of its surviving memory */
+	_Atomic(struct mapping *) mappings[BLOCK_MAPPINGS_MAX]; /* [0]: the primary's */
+	_Atomic unsigned int n_mappings;			/* slots used, some may be NULL */
+	pthread_mutex_t pin_lock;
+	struct pin pins[BLOCK_PINS_MAX];
+	_Atomic unsigned int n_pins;
+};
+
+struct attachment {
+	struct vm *vm;	 /* a reference */
+	uint64_t serial; /* never used again */
+	int uffd, pidfd, pagemap_fd;
+	pid_t pid;
+	uid_t uid;
+	bool secondary;
+	_Atomic bool dead; /* the process is gone, or detached */
+	_Atomic unsigned int refs;
+	_Atomic(struct mapping *) mappings[VM_REGIONS_MAX];
+	_Atomic unsigned int n_mappings;
+	pthread_mutex_t client_lock; /* around ops: the connection may go at any time */
+	const struct attach_client_ops *ops;
+	void *client;
+};
+
+/* A FIFO of recently evicted units, to tell refaults: see evict.c. */
+struct recent_ring {
+	uint64_t *units;
+	uint64_t size, next;
+	pthread_mutex_t lock;
+};
+
+/* Ranges that the prefetcher was asked for on the fault path. */
+#define PREFETCH_RING 256u
+struct prefetch_ring {
+	_Atomic uint64_t head, tail;
+	struct ebb_range slots[PREFETCH_RING];
+	_Atomic bool ready[PREFETCH_RING]; /* the slot is written */
+};
+
+/* Faults that the reclaim policy is told of later; old ones are overwritten. */
+#define FAULT_RING 1024u
+struct fault_ring {
+	_Atomic uint64_t head;
+	uint64_t tail; /* under policy_lock */
+	struct ebb_fault slots[FAULT_RING];
+};
+
+struct vm_policy {
+	_Atomic(struct policy_instance *) instance;
+	struct ebb_policy_host host;
+	struct ebb_policy_vm self;
+	char name[PLUGIN_NAME_MAX];
+};
+
+struct vm {
+	struct engine *eng;
+	struct vm *next;
+	_Atomic unsigned int refs;
+	char name[VM_NAME_MAX];
+	char uuid[40];
+	uid_t uid;
+	pthread_mutex_t lock; /* structure and settings */
+	/*
+	 * Held for reading by threads outside the engine (jobs, control) while they hold blocks or
+	 * mappings, for writing by whoever takes one away, after the barrier.
+	 */
+	pthread_rwlock_t structure;
+	_Atomic bool dead;	/* being taken down */
+	_Atomic bool restoring; /* detach: nothing may be evicted any more */
+	_Atomic(struct block *) blocks[VM_REGIONS_MAX];
+	_Atomic unsigned int n_blocks; /* slots used; never reused while the VM lives */
+	_Atomic uint64_t units;
+	_Atomic(struct attachment *) attachments[VM_ATTACH_MAX];
+
+	/* Settings. */
+	_Atomic uint64_t limit_bytes, floor_bytes;
+	_Atomic uint32_t weight;
+	char granularity[8];
+	unsigned int tiers[ENGINE_BACKENDS_MAX]; /* backend slots, in order; under lock */
+	unsigned int n_tiers;
+	_Atomic(struct backend_space *) spaces[PE_TIERS];
+	void *space_ctx[PE_TIERS]; /* what the backend knows the space by; ours */
+
+	/* Accounting, bytes. */
+	_Atomic int64_t resident, evicted, zero, pinned, lost, copies;
+	_Atomic int64_t tier_units[PE_TIERS];
+	_Atomic uint64_t evicted_ever; /* bytes */
+	_Atomic uint64_t counter[COUNTERS];
+	struct hist fault_latency;
+	struct recent_ring recent;
+
+	/* Reclaim. */
+	_Atomic bool kicked;		/* an evictor was told to look */
+	_Atomic bool parked;		/* faults wait for room */
+	_Atomic int64_t reclaim_left;	/* bytes that a vm-reclaim still wants */
+	_Atomic uint64_t reclaim_dry;	/* rounds in a row in which nothing could be evicted */
+	_Atomic int64_t proactive_left; /* units that the policy's tick asked for */
+	_Atomic uint64_t last_limit_event_ns, limit_set_ns;
+	_Atomic unsigned int evictors; /* threads at work on this VM */
+
+	/* Why nothing may be evicted, as bits; 0: go on. */
+	_Atomic uint32_t suspended;
+
+	pthread_mutex_t policy_lock; /* serialises policy hooks */
+	struct vm_policy reclaim, prefetch;
+	_Atomic bool reclaim_wants_faults;
+	bool policy_failure_told;
+	struct prefetch_ring prefetch_ring;
+	struct fault_ring fault_ring;
+	uint64_t sweep_hand; /* under policy_lock */
+	bool has_tracker;
+
+	struct store_memory stores[VM_STORES_MAX];
+	unsigned int n_stores;
+	unsigned int tables_made;
+};
+
+/* Bits of vm.suspended. */
+enum suspend_reason {
+	SUSPEND_NO_GUARD = 1 << 0, /* no folio probe and no quarantine allowed */
+	SUSPEND_FOREIGN = 1 << 1,  /* RAM is mapped by a process that is not attached */
+	SUSPEND_LOCKED = 1 << 2,   /* the VMM has locked or pinned memory and there is no probe */
+	SUSPEND_SHARED = 1 << 3,   /* RAM is being handed to another process */
+	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
+};
+
+static inline void vm_count(struct vm *vm, enum vm_counter c)
+{
+	atomic_fetch_add_explicit(&vm->counter[c], 1, memory_order_relaxed);
+}
+
+static inline void vm_add(struct vm *vm, enum vm_counter c, uint64_t n)
+{
+	atomic_fetch_add_explicit(&vm->counter[c], n, memory_order_relaxed);
+}
+
+static inline uint64_t block_unit_bytes(const struct block *b)
+{
+	return UINT64_C(1) << b->unit_shift;
+}
+
+/* Offset of a unit in the block's memfd. */
+static inline uint64_t block_file_offset(const struct block *b, uint64_t unit)
+{
+	return b->memfd_offset + (unit << b->unit_shift);
+}
+
+static inline bool mapping_covers(const struct mapping *m, uint64_t unit)
+{
+	return unit >= m->first_unit && unit - m->first_unit < m->units;
+}
+
+static inline uint64_t mapping_addr(const struct mapping *m, uint64_t unit)
+{
+	return m->host_addr + ((unit - m->first_unit) << m->block->unit_shift);
+}
+
+/* The block of a VM-wide unit number and its number within; NULL in gaps. Any engine thread. */
+struct block *vm_block_of(struct vm *vm, uint64_t vm_unit, uint64_t *unit);
+/* The mapping of an attachment that holds a host address; NULL when there is none. */
+struct mapping *attachment_find(struct attachment *att, uint64_t addr, uint64_t *unit);
+
+/* Closes the memfd and frees; NULL is fine. */
+void block_free(struct block *b);
+/* The refault ring follows the VM's size. */
+void vm_resize_recent(struct vm *vm);
+
+struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t uid);
+void vm_ref(struct vm *vm);
+/* Frees the VM with the last reference: no thread may know it any more. */
+void vm_put(struct vm *vm);
+
+/* Finds or makes surviving memory of the VM. 0 and *out, or -errno. Under vm.lock. */
+int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_memory **out,
+		  bool *found);
+void vm_store_close(struct vm *vm, const char *name);
+
+/* Why eviction is suspended, as a sentence; "" when it is not. */
+void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes);
+/* Sets or clears a reason; raises EVENT_VM_SUSPENDED when the whole changes. */
+void vm_suspend(struct vm *vm, enum suspend_reason reason, bool on);
+
+#endif
