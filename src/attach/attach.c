@@ -22,7 +22,7 @@
  *
  *   attach.c        listener, limits, life of the whole
  *   conn.c          one connection: input, output, timers, closing
- *   intake.c         one message at a time, with its descriptors
+ *   intake.c        one message at a time, with its descriptors
  *   peer.c          who connected
  *   native.c        the native dialect: order of requests and answers
  *   native_args.c   its arguments        native_ops.c   its commands
@@ -36,10 +36,10 @@
  * takes long, or for ever, delays nobody else. Engine threads enter only through requests_ops.
  * Locks: requests.lock, then worker_pool.lock; nothing else is taken under the latter.
  *
- * Ownership: a descriptor belongs to the intake it came in by, then to the request, then (userfaultfd
- * and pidfd of an attach) to the engine; whoever has it last closes it, in a worker, because
- * closing what a client made may block. An attachment belongs to its connection and is put back
- * when that ends; the VM lives on in the engine as long as its process does.
+ * Ownership: a descriptor belongs to the intake it came in by, then to the request, then
+ * (userfaultfd and pidfd of an attach) to the engine; whoever has it last closes it, in a worker,
+ * because closing what a client made may block. An attachment belongs to its connection and is put
+ * back when that ends; the VM lives on in the engine as long as its process does.
  *
  * Bounds, since any local user may be let in by the socket's mode: connections in all and for a
  * user, those that have not attached, bytes of a message, descriptors held, time to complete a

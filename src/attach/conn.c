@@ -264,7 +264,7 @@ static void conn_input_failed(struct conn *c, int err)
 		conn_fail(c, ERROR_LIMIT,
 			  "descriptors were lost: more than %d with one message, or the daemon may "
 			  "open no more",
-			  FRAME_FDS_MAX);
+			  INTAKE_FDS_MAX);
 		break;
 	default:
 		conn_fail(c, ERROR_GENERIC, "reading from the socket: %s", error_text(err));

@@ -57,7 +57,7 @@ static bool intake_keep_fds(struct intake *f, struct msghdr *msg)
 static ssize_t intake_receive(struct intake *f, int sock, void *buf, size_t bytes)
 {
 	union {
-		char space[CMSG_SPACE(sizeof(int) * FRAME_FDS_MAX)];
+		char space[CMSG_SPACE(sizeof(int) * INTAKE_FDS_MAX)];
 		struct cmsghdr align;
 	} control;
 	struct iovec iov = {buf, bytes};
@@ -65,8 +65,8 @@ static ssize_t intake_receive(struct intake *f, int sock, void *buf, size_t byte
 	ssize_t n;
 
 	/* Exactly the room that is left: the kernel then truncates instead of overrunning fds. */
-	if (f->n_fds < FRAME_FDS_MAX)
-		msg.msg_controllen = CMSG_LEN(sizeof(int) * (size_t)(FRAME_FDS_MAX - f->n_fds));
+	if (f->n_fds < INTAKE_FDS_MAX)
+		msg.msg_controllen = CMSG_LEN(sizeof(int) * (size_t)(INTAKE_FDS_MAX - f->n_fds));
 	do {
 		n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	} while (n < 0 && errno == EINTR);

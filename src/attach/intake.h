@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 /* The kernel's SCM_MAX_FD: with this much room it never drops descriptors in our thread. */
-#define FRAME_FDS_MAX 253
+#define INTAKE_FDS_MAX 253
 
 /*
  * Never reads past the end of a message: what the client sends after it stays in the socket, and
@@ -17,7 +17,7 @@
 struct intake {
 	char *text; /* of the message so far, not terminated */
 	size_t bytes, room, max;
-	int fds[FRAME_FDS_MAX]; /* owned */
+	int fds[INTAKE_FDS_MAX]; /* owned */
 	int n_fds;
 };
 
@@ -37,7 +37,7 @@ int intake_first(struct intake *f, int sock, char *first);
  * than max, -ETOOMANYREFS when descriptors were lost on the way, or another -errno.
  */
 int intake_line(struct intake *f, int sock);
-/* Moves the descriptors out; returns how many. fds has room for FRAME_FDS_MAX. */
+/* Moves the descriptors out; returns how many. fds has room for INTAKE_FDS_MAX. */
 int intake_take_fds(struct intake *f, int *fds);
 
 #endif

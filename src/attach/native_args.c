@@ -82,7 +82,7 @@ static int parse_region(json_t *v, const char *where, struct attach_region *out,
 /* Every memfd is named by a region and every region names a memfd: [first, n_fds). */
 static int check_indices(const struct native_request *req, int first, struct error *e)
 {
-	bool named[FRAME_FDS_MAX] = {false};
+	bool named[INTAKE_FDS_MAX] = {false};
 
 	for (unsigned int i = 0; i < req->n_regions; i++) {
 		const struct attach_region *region = &req->regions[i];

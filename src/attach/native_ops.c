@@ -136,7 +136,7 @@ static int run_userfaultfd(struct native_request *req, struct error *e)
 }
 
 static const struct native_command commands[] = {
-	{"attach", NATIVE_DETACHED, 2, FRAME_FDS_MAX, native_parse_attach, run_attach},
+	{"attach", NATIVE_DETACHED, 2, INTAKE_FDS_MAX, native_parse_attach, run_attach},
 	{"userfaultfd", NATIVE_ANY, 0, 0, native_parse_nothing, run_userfaultfd},
 	{"region-add", NATIVE_ATTACHED, 1, 1, native_parse_region, run_region_add},
 	{"region-remove", NATIVE_ATTACHED, 0, 0, native_parse_remove, run_region_remove},

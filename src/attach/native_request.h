@@ -26,7 +26,7 @@ struct native_request {
 	const struct native_command *command; /* NULL: the message was refused */
 	int result;			      /* 0 or -errno, then error says what */
 	struct error error;
-	int fds[FRAME_FDS_MAX]; /* owned */
+	int fds[INTAKE_FDS_MAX]; /* owned */
 	int n_fds;
 	int charged; /* so many of them count as held by the connection */
 	struct progress progress;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* test_frame.c: messages and their descriptors out of a stream, however it was cut. */
+/* test_intake.c: messages and their descriptors out of a stream, however it was cut. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -11,12 +11,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "attach/frame.h"
+#include "attach/intake.h"
 #include "base/fd.h"
 
 struct pair {
 	int writer, reader;
-	struct frame frame;
+	struct intake intake;
 };
 
 static struct pair pair_make(size_t max)
@@ -27,14 +27,14 @@ static struct pair pair_make(size_t max)
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), 0);
 	p.writer = sv[0];
 	p.reader = sv[1];
-	frame_init(&p.frame, max);
+	intake_init(&p.intake, max);
 	return p;
 }
 
-static void drop_fds(struct frame *f)
+static void drop_fds(struct intake *f)
 {
-	int fds[FRAME_FDS_MAX];
-	int n = frame_take_fds(f, fds);
+	int fds[INTAKE_FDS_MAX];
+	int n = intake_take_fds(f, fds);
 
 	for (int i = 0; i < n; i++)
 		close(fds[i]);
@@ -42,8 +42,8 @@ static void drop_fds(struct frame *f)
 
 static void pair_close(struct pair *p)
 {
-	drop_fds(&p->frame);
-	frame_reset(&p->frame);
+	drop_fds(&p->intake);
+	intake_reset(&p->intake);
 	close(p->writer);
 	close(p->reader);
 }
@@ -59,25 +59,25 @@ static void write_text(struct pair *p, const char *text, int n_fds)
 
 static void expect_line(struct pair *p, const char *text, int n_fds)
 {
-	assert_int_equal(frame_line(&p->frame, p->reader), 1);
-	assert_int_equal(p->frame.bytes, strlen(text));
-	assert_memory_equal(p->frame.text, text, strlen(text));
-	assert_int_equal(p->frame.n_fds, n_fds);
-	drop_fds(&p->frame);
-	frame_reset(&p->frame);
+	assert_int_equal(intake_line(&p->intake, p->reader), 1);
+	assert_int_equal(p->intake.bytes, strlen(text));
+	assert_memory_equal(p->intake.text, text, strlen(text));
+	assert_int_equal(p->intake.n_fds, n_fds);
+	drop_fds(&p->intake);
+	intake_reset(&p->intake);
 }
 
 static void test_line(void **state)
 {
 	struct pair p = pair_make(64);
 
-	assert_int_equal(frame_line(&p.frame, p.reader), 0);
+	assert_int_equal(intake_line(&p.intake, p.reader), 0);
 	write_text(&p, "hello\n", 0);
 	expect_line(&p, "hello", 0);
 	write_text(&p, "\n", 0);
 	expect_line(&p, "", 0);
 	close(p.writer);
-	assert_int_equal(frame_line(&p.frame, p.reader), -EPIPE);
+	assert_int_equal(intake_line(&p.intake, p.reader), -EPIPE);
 	p.writer = -1;
 	pair_close(&p);
 }
@@ -87,12 +87,12 @@ static void test_line_in_pieces(void **state)
 	struct pair p = pair_make(64);
 
 	write_text(&p, "a", 2);
-	assert_int_equal(frame_line(&p.frame, p.reader), 0);
+	assert_int_equal(intake_line(&p.intake, p.reader), 0);
 	write_text(&p, "b", 0);
-	assert_int_equal(frame_line(&p.frame, p.reader), 0);
+	assert_int_equal(intake_line(&p.intake, p.reader), 0);
 	write_text(&p, "c\nd", 0);
 	expect_line(&p, "abc", 2);
-	assert_int_equal(frame_line(&p.frame, p.reader), 0);
+	assert_int_equal(intake_line(&p.intake, p.reader), 0);
 	write_text(&p, "\n", 0);
 	expect_line(&p, "d", 0);
 	pair_close(&p);
@@ -120,9 +120,9 @@ static void test_fds_are_cloexec(void **state)
 	struct pair p = pair_make(64);
 
 	write_text(&p, "x\n", 1);
-	assert_int_equal(frame_line(&p.frame, p.reader), 1);
-	assert_int_equal(p.frame.n_fds, 1);
-	assert_true(fcntl(p.frame.fds[0], F_GETFD) & FD_CLOEXEC);
+	assert_int_equal(intake_line(&p.intake, p.reader), 1);
+	assert_int_equal(p.intake.n_fds, 1);
+	assert_true(fcntl(p.intake.fds[0], F_GETFD) & FD_CLOEXEC);
 	pair_close(&p);
 }
 
@@ -139,7 +139,7 @@ static void test_longest_line(void **state)
 	expect_line(&p, text, 0);
 	memset(text, 'x', 64);
 	write_text(&p, text, 0);
-	assert_int_equal(frame_line(&p.frame, p.reader), -EMSGSIZE);
+	assert_int_equal(intake_line(&p.intake, p.reader), -EMSGSIZE);
 	pair_close(&p);
 }
 
@@ -165,15 +165,15 @@ static void test_too_many_fds(void **state)
 
 	for (int i = 0; i < 4; i++) {
 		write_text(&p, "x", 60);
-		assert_int_equal(frame_line(&p.frame, p.reader), 0);
+		assert_int_equal(intake_line(&p.intake, p.reader), 0);
 	}
-	assert_int_equal(p.frame.n_fds, 240);
+	assert_int_equal(p.intake.n_fds, 240);
 	write_text(&p, "x", 60);
-	assert_int_equal(frame_line(&p.frame, p.reader), -ETOOMANYREFS);
-	assert_int_equal(p.frame.n_fds, FRAME_FDS_MAX);
+	assert_int_equal(intake_line(&p.intake, p.reader), -ETOOMANYREFS);
+	assert_int_equal(p.intake.n_fds, INTAKE_FDS_MAX);
 	/* None is left over, and there is no room for a single one more. */
 	write_text(&p, "x", 1);
-	assert_int_equal(frame_line(&p.frame, p.reader), -ETOOMANYREFS);
+	assert_int_equal(intake_line(&p.intake, p.reader), -ETOOMANYREFS);
 	pair_close(&p);
 }
 
@@ -182,16 +182,16 @@ static void test_first_byte(void **state)
 	struct pair p = pair_make(64);
 	char first = 0;
 
-	assert_int_equal(frame_first(&p.frame, p.reader, &first), 0);
+	assert_int_equal(intake_first(&p.intake, p.reader, &first), 0);
 	write_text(&p, " \r\n\t", 2);
-	assert_int_equal(frame_first(&p.frame, p.reader, &first), 0);
+	assert_int_equal(intake_first(&p.intake, p.reader, &first), 0);
 	write_text(&p, "  {x\n", 0);
-	assert_int_equal(frame_first(&p.frame, p.reader, &first), 1);
+	assert_int_equal(intake_first(&p.intake, p.reader, &first), 1);
 	assert_int_equal(first, '{');
 	/* What came with the white space belongs to the message. */
 	expect_line(&p, "{x", 2);
 	assert_int_equal(write(p.writer, "", 1), 1);
-	assert_int_equal(frame_first(&p.frame, p.reader, &first), 1);
+	assert_int_equal(intake_first(&p.intake, p.reader, &first), 1);
 	assert_int_equal(first, 0);
 	pair_close(&p);
 }
@@ -206,12 +206,12 @@ static void test_white_space_flood(void **state)
 	memset(text, ' ', sizeof(text) - 2);
 	text[19999] = '[';
 	write_text(&p, text, 0);
-	while (!(r = frame_first(&p.frame, p.reader, &first)))
+	while (!(r = intake_first(&p.intake, p.reader, &first)))
 		calls++;
 	assert_int_equal(r, 1);
 	assert_int_equal(first, '[');
 	assert_true(calls > 1); /* the others have their turn between */
-	assert_int_equal(p.frame.bytes, 0);
+	assert_int_equal(p.intake.bytes, 0);
 	pair_close(&p);
 }
 
