@@ -24,7 +24,8 @@
  * - Urgent: whatever happens, something is named as long as anything is resident. First what the
  *   back hand finds, however short its chance was, then the sweep: in the order of addresses, the
  *   less often seen in use the sooner.
- * - A VM without a tracker: only the sweep, and a fault makes a unit young (second chance).
+ * - Memory without a tracker: only the sweep. Where all is so, a fault makes a unit young (second
+ *   chance).
  * - idle.c has proactive reclaim, which is off by default: units idle for idle-age go though no
  *   limit asks for it. Only this needs access windows.
  *

@@ -51,6 +51,7 @@ struct clock {
 	uint64_t distance_permille;  /* of resident, as adapted */
 	uint64_t seen, seen_cold;    /* since the distance was last adapted */
 	uint64_t sweep;		     /* hand of the last resort */
+	uint64_t refused;	     /* units in a row that the host could not clear */
 	bool blind;		     /* the VM has no tracker */
 	uint32_t blind_calls;
 
@@ -89,6 +90,8 @@ static inline bool bit_test(const uint64_t *bitmap, uint64_t bit)
 /* hands.c */
 void hands_back(struct clock *c, struct pick *p, bool urgent);
 void hands_front(struct clock *c, uint64_t budget);
+/* An access window saw the unit in use, and made the host forget it. */
+void hands_touched(struct clock *c, uint64_t unit);
 /* Takes the first of what is resident, least often hot first. */
 void hands_sweep(struct clock *c, struct pick *p);
 void hands_reset(struct clock *c);

@@ -8,6 +8,8 @@
 #define EIGHT_CLEARED	   UINT64_C(0x0808080808080808)
 #define RANGES_BATCH	   128
 #define DISTANCE_MIN_UNITS 64
+/* How many chunks whose accesses cannot be forgotten one call passes over. */
+#define REFUSALS_MAX 256
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -130,7 +132,10 @@ static struct span *newest_span(struct clock *c)
 	return s;
 }
 
-/* Clears up to `most` units of [front, front + n); returns how far it came, or -errno. */
+/*
+ * Clears up to `most` units of [front, front + n); returns how far it came, or -errno. A RAM block
+ * without a tracker is passed over: there may be others. Its units are left to the sweep.
+ */
 static int64_t clear_chunk(struct clock *c, uint64_t n, uint64_t most, uint64_t *cleared)
 {
 	uint64_t bitmap[CHUNK_WORDS];
@@ -166,9 +171,16 @@ static int64_t clear_chunk(struct clock *c, uint64_t n, uint64_t most, uint64_t 
 	}
 	k = min_u64(k, n);
 	r = used ? c->host->clear_accessed(c->host->ctx, ranges, used) : 0;
-	if (r)
+	if (r && r != -ENOTSUP)
 		return r;
 	c->counting += *cleared;
+	if (r) {
+		c->refused += *cleared;
+		*cleared = 0;
+		return (int64_t)k;
+	}
+	if (used)
+		c->refused = 0;
 	for (uint32_t i = 0; i < used; i++)
 		for (uint64_t u = 0; u < ranges[i].count; u++)
 			c->state[ranges[i].first + u] |= STATE_CLEARED;
@@ -186,7 +198,7 @@ static void finish_round(struct clock *c)
 /* Moves on until the hands are `distance` apart, or budget units were cleared. */
 void hands_front(struct clock *c, uint64_t budget)
 {
-	uint64_t walked = 0;
+	uint64_t walked = 0, refusals = 0;
 
 	if (!c->resident)
 		count_resident(c);
@@ -201,12 +213,13 @@ void hands_front(struct clock *c, uint64_t budget)
 		s = n ? newest_span(c) : NULL;
 		if (!s)
 			return;
-		moved = clear_chunk(c, n, budget, &cleared);
-		if (moved < 0) {
-			if (moved == -ENOTSUP) {
-				c->blind = true;
-				hands_reset(c);
-			}
+		moved = clear_chunk(c, n, min_u64(budget, distance(c) - c->outstanding), &cleared);
+		if (moved < 0)
+			return;
+		if (c->refused && c->refused >= c->resident) {
+			c->refused = 0;
+			c->blind = true;
+			hands_reset(c);
 			return;
 		}
 		s->end += (uint64_t)moved;
@@ -220,6 +233,9 @@ void hands_front(struct clock *c, uint64_t budget)
 		walked += (uint64_t)moved;
 		if (c->front == c->units)
 			finish_round(c);
+		refusals += c->refused > 0;
+		if (refusals == REFUSALS_MAX)
+			return;
 	}
 }
 
@@ -248,6 +264,17 @@ static bool examine(struct clock *c, struct pick *p, uint64_t unit, bool residen
 	c->seen += resident;
 	c->seen_cold += resident && !accessed;
 	return true;
+}
+
+void hands_touched(struct clock *c, uint64_t unit)
+{
+	unsigned int level = level_of(c, unit);
+
+	if (!(c->state[unit] & STATE_CLEARED))
+		return;
+	set_level(c, unit, level < LEVEL_MAX ? level + 1 : LEVEL_MAX);
+	c->state[unit] &= (uint8_t)~STATE_CLEARED;
+	c->kept_hot++;
 }
 
 /* Examines what the span's next chunk has; returns false when the pick is complete. */

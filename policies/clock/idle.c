@@ -68,10 +68,13 @@ void idle_window(struct clock *c, const struct ebb_access_window *w)
 		for (; watched; watched &= watched - 1) {
 			unsigned int bit = (unsigned int)__builtin_ctzll(watched);
 
-			if (accessed >> bit & 1)
+			if (accessed >> bit & 1) {
 				idle_forget(c, w->first + k + bit);
-			else if (steps)
+				/* The back hand would ask after the window, and find it idle. */
+				hands_touched(c, w->first + k + bit);
+			} else if (steps) {
 				grow_older(c, w->first + k + bit, steps);
+			}
 		}
 	}
 }

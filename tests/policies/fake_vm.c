@@ -53,6 +53,8 @@ static int host_clear(void *ctx, const struct ebb_range *ranges, uint32_t n)
 	v->clear_calls++;
 	for (uint32_t r = 0; r < n; r++) {
 		assert_true(ranges[r].first + ranges[r].count <= v->units);
+		if (ranges[r].first < v->untracked)
+			return -ENOTSUP;
 		memset(v->accessed + ranges[r].first, 0, ranges[r].count);
 		v->cleared_units += ranges[r].count;
 	}
@@ -244,6 +246,8 @@ void fake_vm_window(struct fake_vm *v, uint64_t window_ns)
 	fill(v, 0, v->units, watched, v->state, FAKE_RESIDENT);
 	fill(v, 0, v->units, accessed, v->window, 1);
 	memset(v->window, 0, v->units);
+	if (v->windows_clear)
+		memset(v->accessed, 0, v->units);
 	policy_on_access(v->reclaim, &w);
 	v->now_ns += window_ns;
 	free(watched);

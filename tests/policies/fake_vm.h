@@ -21,6 +21,8 @@ struct fake_vm {
 	uint8_t *accessed; /* since it was last cleared or loaded */
 	uint8_t *window;   /* accessed in this window */
 	bool tracker;
+	uint64_t untracked; /* units below this one cannot be cleared */
+	bool windows_clear; /* a window makes the host forget, as the engine's tracker does */
 
 	/* The engine's part, when there is a limit. */
 	uint64_t limit, headroom; /* units; limit 0: none */
