@@ -12,8 +12,9 @@
  * compact() is called now and then with a budget of time and keeps its place between calls:
  *
  *   REST       looks whether enough memory is taken beyond what the slots in use fill. If so, it
- *              sets the sparsest slabs of each class apart, as many as the others have room for,
- *              and begins a sweep. If not, it gives back what lies idle, and rests on.
+ *              sets the sparsest slabs of each class apart, as many as the others have room for
+ *              and one whose objects would take fewer pages in a new slab, and begins a sweep.
+ *              If not, it gives back what lies idle, and rests on.
  *   SWEEP      walks the handle table and moves each object that lives in a slab set apart. There
  *              is no map from slots to handles: a sweep serves all slabs at once, costs 8 bytes
  *              of reading a handle, and the map would cost 4 bytes an object at all times.
@@ -91,32 +92,58 @@ static uint64_t put_back(struct space *sp, uint32_t i)
 	return bytes;
 }
 
+/*
+ * The sparsest slab left of a class may hold its few objects scattered over many pages: in a new
+ * slab they lie together. Under the class's lock. Returns bytes that this saves.
+ */
+static uint64_t set_scattered_apart(struct space *sp, unsigned int class)
+{
+	const struct class_shape *shape = &sp->store->classes.shape[class];
+	struct class_state *c = &sp->classes[class];
+
+	for (unsigned int f = 0; f < FULLNESS; f++) {
+		uint32_t i = c->first[f];
+		uint64_t have, need;
+
+		if (i == NONE)
+			continue;
+		have = (uint64_t)__builtin_popcountll(sp->slabs[i].backed);
+		need = ((uint64_t)sp->slabs[i].live * shape->slot_bytes + PAGE_BYTES - 1) /
+		       PAGE_BYTES;
+		if (have <= need + need / 4)
+			break;
+		take_apart(sp, class, i, &sp->compact.slabs);
+		return (have - need) * PAGE_BYTES;
+	}
+	return 0;
+}
+
 /* Sets slabs of a class apart while the others have room for what is in them. Returns bytes. */
 static uint64_t set_apart(struct space *sp, unsigned int class)
 {
 	const struct class_shape *shape = &sp->store->classes.shape[class];
 	struct class_state *c = &sp->classes[class];
 	uint64_t room, moving = 0, bytes = 0;
-	unsigned int n = 0;
+	bool fits = true;
 
 	pthread_mutex_lock(&c->lock);
 	room = (uint64_t)c->slabs * shape->slots - c->slots_used;
-	for (unsigned int f = 0; f < FULLNESS; f++) {
-		while (c->first[f] != NONE && n < SET_APART_MAX) {
+	for (unsigned int f = 0, n = 0; f < FULLNESS && fits; f++) {
+		while (c->first[f] != NONE && fits) {
 			uint32_t i = c->first[f];
 			struct slab *s = &sp->slabs[i];
 
 			/* Without this slab's own free slots, all that moves must have a place. */
-			if (room < (uint64_t)shape->slots + moving)
-				goto out;
+			fits = room >= (uint64_t)shape->slots + moving && n++ < SET_APART_MAX;
+			if (!fits)
+				break;
 			room -= (uint64_t)shape->slots - s->live;
 			moving += s->live;
 			bytes += (uint64_t)__builtin_popcountll(s->backed) * PAGE_BYTES;
 			take_apart(sp, class, i, &sp->compact.slabs);
-			n++;
 		}
 	}
-out:
+	bytes += set_scattered_apart(sp, class);
 	pthread_mutex_unlock(&c->lock);
 	return bytes;
 }
@@ -248,7 +275,7 @@ static void move(struct space *sp, uint32_t index, uint64_t e)
 	if (!object_sums(sp, e, &sums, &bytes))
 		return;
 	class = atomic_load_explicit(&sp->slab_class[from.slab], memory_order_relaxed) - 1u;
-	if (slot_take(sp, class, false, &none, &to))
+	if (slot_take(sp, class, &none, &to))
 		return;
 	memcpy(slot_at(sp, to.slab, to.slot, &room), slot_at(sp, from.slab, from.slot, &room),
 	       bytes);

@@ -40,7 +40,7 @@ static int publish(struct channel *ch, struct space *sp, uint64_t kind, enum cod
 	uint8_t *p;
 	int r;
 
-	r = slot_take(sp, class, true, sums, &at);
+	r = slot_take(sp, class, sums, &at);
 	if (r)
 		return r;
 	r = handle_take(sp, &index, &gen);

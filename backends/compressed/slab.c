@@ -322,7 +322,7 @@ static bool find_backed(struct space *sp, unsigned int class, struct slot *out)
 }
 
 /* A slab of the class with a free slot. Under the class's lock. */
-static uint32_t slab_with_room(struct space *sp, unsigned int class, bool may_open)
+static uint32_t slab_with_room(struct space *sp, unsigned int class)
 {
 	const struct class_shape *shape = &sp->store->classes.shape[class];
 	struct class_state *c = &sp->classes[class];
@@ -331,8 +331,6 @@ static uint32_t slab_with_room(struct space *sp, unsigned int class, bool may_op
 	for (unsigned int f = FULLNESS; f-- > 0;)
 		if (c->first[f] != NONE)
 			return c->first[f];
-	if (!may_open)
-		return NONE;
 	slab = pool_take(sp, shape->large);
 	if (slab == NONE)
 		return NONE;
@@ -356,8 +354,7 @@ static void slab_leave_class(struct space *sp, unsigned int class, uint32_t slab
 	atomic_fetch_sub(&sp->slabs_open, 1);
 }
 
-int slot_take(struct space *sp, unsigned int class, bool may_open, const struct slot_sums *sums,
-	      struct slot *out)
+int slot_take(struct space *sp, unsigned int class, const struct slot_sums *sums, struct slot *out)
 {
 	const struct class_shape *shape = &sp->store->classes.shape[class];
 	struct class_state *c = &sp->classes[class];
@@ -366,7 +363,7 @@ int slot_take(struct space *sp, unsigned int class, bool may_open, const struct 
 	int r = -ENOSPC;
 
 	pthread_mutex_lock(&c->lock);
-	at.slab = slab_with_room(sp, class, may_open);
+	at.slab = slab_with_room(sp, class);
 	if (at.slab == NONE)
 		goto out;
 	at.slot = lowest_free_slot(shape, &sp->slabs[at.slab]);

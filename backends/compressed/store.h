@@ -207,9 +207,8 @@ struct slot {
 struct slot_sums {
 	uint32_t objects, logical_bytes, content_bytes;
 };
-/* A slot of a class. may_open: a new slab may be begun for it. -ENOSPC. */
-int slot_take(struct space *sp, unsigned int class, bool may_open, const struct slot_sums *sums,
-	      struct slot *out);
+/* A slot of a class. -ENOSPC. */
+int slot_take(struct space *sp, unsigned int class, const struct slot_sums *sums, struct slot *out);
 void slot_release(struct space *sp, struct slot at, const struct slot_sums *sums);
 
 /* Where a slot is; NULL when there can be no such slot. *bytes: its size. */
