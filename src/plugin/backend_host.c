@@ -155,10 +155,33 @@ static int check_options(const struct ebb_option *opts, uint32_t n_opts, struct 
 	return 0;
 }
 
-static int load(struct backend *b, const struct plugin_path *path, const char *driver,
-		struct error *e)
-{
+/* What a child process tries before we do it ourselves; see plugin_probe(). */
+struct trial {
+	struct backend *b;
 	const struct ebb_backend *(*entry)(void);
+	const struct ebb_option *opts;
+	uint32_t n_opts;
+};
+
+static void try_out(void *arg)
+{
+	struct trial *t = arg;
+	struct backend *b = t->b;
+	char why[256];
+	struct error e;
+
+	if (plugin_copy_descriptor(&b->desc, sizeof(b->desc), t->entry(), EBB_BACKEND_ABI_MAJOR, "",
+				   &e) ||
+	    !b->desc.open || !b->desc.close || (b->desc.caps & EBB_BACKEND_PERSISTENT))
+		return; /* what is elsewhere is not touched by way of trial */
+	if (!b->desc.open(&b->host, t->opts, t->n_opts, &b->instance, why, sizeof(why)))
+		b->desc.close(b->instance);
+}
+
+static int load(struct backend *b, const struct plugin_path *path, const char *driver,
+		const struct ebb_option *opts, uint32_t n_opts, struct error *e)
+{
+	struct trial trial = {.b = b, .opts = opts, .n_opts = n_opts};
 	char what[PLUGIN_NAME_MAX + 16];
 	void *sym;
 	int r;
@@ -166,10 +189,12 @@ static int load(struct backend *b, const struct plugin_path *path, const char *d
 	r = plugin_open(path, "backends", driver, NULL, EBB_BACKEND_ENTRY, &b->library, &sym, e);
 	if (r)
 		return r;
-	memcpy(&entry, &sym, sizeof(entry));
+	memcpy(&trial.entry, &sym, sizeof(trial.entry));
 	snprintf(what, sizeof(what), "backend %s", driver);
-	r = plugin_copy_descriptor(&b->desc, sizeof(b->desc), entry(), EBB_BACKEND_ABI_MAJOR, what,
-				   e);
+	r = plugin_probe(try_out, &trial, what, e);
+	if (!r)
+		r = plugin_copy_descriptor(&b->desc, sizeof(b->desc), trial.entry(),
+					   EBB_BACKEND_ABI_MAJOR, what, e);
 	if (!r)
 		r = check_descriptor(&b->desc, driver, e);
 	return r;
@@ -203,7 +228,7 @@ int backend_open(const struct plugin_path *path, const struct backend_env *env, 
 		.mem_trim = host_mem_trim,
 		.log = host_log,
 	};
-	r = load(b, path, driver, e);
+	r = load(b, path, driver, opts, n_opts, e);
 	if (r)
 		goto fail;
 	snprintf(b->driver, sizeof(b->driver), "%s", driver);
@@ -431,6 +456,7 @@ int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n)
 
 	if (!b->desc.stats)
 		return 0;
+	memset(out, 0, n * sizeof(*out));
 	have = b->desc.stats(b->instance, out, n);
 	if (have < 0)
 		return 0;

@@ -18,7 +18,8 @@
  * A plugin is a shared object that runs with all the rights of the daemon, so the question before
  * every dlopen() is who could have put it there. A file is taken only when it belongs to root or
  * to the daemon's user and nobody else can write it, or its folder (who can write the folder can
- * put another file in its place between the look and the dlopen).
+ * put another file in its place between the look and the dlopen). A file may still be cut off or
+ * crash in a constructor, so a child process opens it first (probe.c).
  *
  * Nothing here knows what kinds of plugins there are; backend_host.c and policy_host.c do. No
  * state is kept: the handle of dlopen() goes to the caller, who closes it.
@@ -112,6 +113,11 @@ static int find(const struct plugin_path *path, const char *kind, const char *na
 			 name);
 }
 
+static void try_dlopen(void *path)
+{
+	dlopen(path, RTLD_NOW | RTLD_LOCAL);
+}
+
 int plugin_open(const struct plugin_path *path, const char *kind, const char *name,
 		const char *file, const char *symbol, void **handle, void **sym, struct error *e)
 {
@@ -130,6 +136,9 @@ int plugin_open(const struct plugin_path *path, const char *kind, const char *na
 			return r;
 	}
 	r = check_file(real, e);
+	if (r)
+		return r;
+	r = plugin_probe(try_dlopen, real, real, e);
 	if (r)
 		return r;
 	h = dlopen(real, RTLD_NOW | RTLD_LOCAL);

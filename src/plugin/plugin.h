@@ -26,6 +26,15 @@ int plugin_open(const struct plugin_path *path, const char *kind, const char *na
 		const char *file, const char *symbol, void **handle, void **sym, struct error *e);
 
 /*
+ * Runs body(arg) in a child process, for what a plugin does while it is loaded: if it crashes or
+ * hangs there, that costs an error and not the daemon. The child ends when body returns; nothing
+ * that it does is seen here. 0 when it returned; -ENOEXEC or -ETIMEDOUT with e filled. Blocks for
+ * up to PLUGIN_PROBE_S. plugin_open() does this for dlopen() by itself.
+ */
+#define PLUGIN_PROBE_S 5
+int plugin_probe(void (*body)(void *arg), void *arg, const char *what, struct error *e);
+
+/*
  * Copies a descriptor that begins with `uint64_t size; uint16_t abi_major, abi_minor` into dst
  * (dst_bytes long), zero-filling what the plugin does not have. -EINVAL when the major differs or
  * the size is absurd.
