@@ -57,17 +57,22 @@ uint32_t handle_first_gen(const struct space *sp, uint32_t index)
 }
 
 /* Takes an entry of a page that has a free one. */
-static void take_from(struct space *sp, uint32_t p, uint32_t *index, uint32_t *gen)
+static int take_from(struct space *sp, uint32_t p, uint32_t *index, uint32_t *gen)
 {
 	struct table_page *page = &sp->pages[p];
+	uint64_t e;
 
 	if (page->free) {
-		uint64_t e;
-
 		*index = p * ENTRIES_PER_PAGE + page->free - 1;
 		e = atomic_load_explicit(&sp->table[*index], memory_order_relaxed);
-		*gen = entry_gen(e);
 		page->free = (uint16_t)(e & 1023);
+		if (e & ENTRY_LIVE || page->free > ENTRIES_PER_PAGE) {
+			/* Damaged: nothing more is taken from this page. */
+			page->free = 0;
+			bits_add(&sp->full_pages, p);
+			return -EIO;
+		}
+		*gen = entry_gen(e);
 	} else {
 		*index = p * ENTRIES_PER_PAGE + page->fresh++;
 		*gen = handle_first_gen(sp, *index);
@@ -75,6 +80,7 @@ static void take_from(struct space *sp, uint32_t p, uint32_t *index, uint32_t *g
 	page->used++;
 	if (page->used == ENTRIES_PER_PAGE)
 		bits_add(&sp->full_pages, p);
+	return 0;
 }
 
 int handle_take(struct space *sp, uint32_t *index, uint32_t *gen)
@@ -96,7 +102,7 @@ int handle_take(struct space *sp, uint32_t *index, uint32_t *gen)
 		if (atomic_load(&sp->header->table_pages) <= (uint32_t)p)
 			atomic_store(&sp->header->table_pages, (uint32_t)p + 1);
 	}
-	take_from(sp, (uint32_t)p, index, gen);
+	r = take_from(sp, (uint32_t)p, index, gen);
 out:
 	pthread_mutex_unlock(&sp->table_lock);
 	return r;

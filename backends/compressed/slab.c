@@ -396,14 +396,21 @@ out:
 
 void slot_release(struct space *sp, struct slot at, const struct slot_sums *sums)
 {
-	unsigned int class = atomic_load_explicit(&sp->slab_class[at.slab], memory_order_relaxed);
-	struct slab *s = &sp->slabs[at.slab];
+	unsigned int class;
 	struct class_state *c;
 	bool emptied = false;
+	struct slab *s;
+	uint32_t bytes;
 
-	class -= 1; /* the slot is taken, so its slab has a class */
+	/* Only an entry that is damaged names what is no slot, or not taken. */
+	if (!slot_at(sp, at.slab, at.slot, &bytes))
+		return;
+	class = atomic_load_explicit(&sp->slab_class[at.slab], memory_order_relaxed) - 1u;
 	c = &sp->classes[class];
+	s = &sp->slabs[at.slab];
 	pthread_mutex_lock(&c->lock);
+	if (!(s->used[at.slot / 64] >> (at.slot % 64) & 1))
+		goto out;
 	s->used[at.slot / 64] &= ~(UINT64_C(1) << (at.slot % 64));
 	s->live--;
 	c->slots_used--;
@@ -418,6 +425,7 @@ void slot_release(struct space *sp, struct slot at, const struct slot_sums *sums
 			emptied = true;
 		}
 	}
+out:
 	pthread_mutex_unlock(&c->lock);
 	if (emptied)
 		slab_give_back(sp, at.slab, false);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 /*
  * A handle is an index into a table (bits 0 to 31) and the generation that the entry had when the
@@ -18,6 +19,9 @@ int objects_init(struct objects *o, uint64_t max_bytes)
 	memset(o, 0, sizeof(*o));
 	o->first_free = NONE;
 	o->max_bytes = max_bytes;
+	/* Generations begin anywhere, so that the handles of one space do not fit another. */
+	if (getrandom(&o->first_gen, sizeof(o->first_gen), 0) != sizeof(o->first_gen))
+		return -EIO;
 	return -pthread_mutex_init(&o->lock, NULL);
 }
 
@@ -58,7 +62,7 @@ static uint32_t take_entry(struct objects *o)
 		o->table = table;
 		o->room = room;
 	}
-	o->table[o->n].gen = 0;
+	o->table[o->n].gen = o->first_gen;
 	return o->n++;
 }
 

@@ -20,6 +20,7 @@ struct objects {
 	pthread_mutex_t lock;
 	struct object *table;
 	uint32_t n, room, first_free;
+	uint16_t first_gen;
 	uint64_t live, bytes;
 	uint64_t ignored;   /* frees of handles that were not live */
 	uint64_t max_bytes; /* 0: no bound */
