@@ -16,6 +16,7 @@ static int env_mem_open(void *ctx, void *space_ctx, const char *name, uint64_t m
 			void **addr, int *found)
 {
 	struct kept *k = space_ctx;
+	struct stat st;
 
 	*found = k->fd >= 0;
 	if (k->fd < 0)
@@ -23,7 +24,9 @@ static int env_mem_open(void *ctx, void *space_ctx, const char *name, uint64_t m
 	if (k->addr)
 		munmap(k->addr, k->bytes);
 	k->addr = NULL;
-	if (k->fd < 0 || ftruncate(k->fd, (off_t)max_bytes))
+	/* Found memory may be longer than what is asked for now, and is never cut. */
+	if (k->fd < 0 || fstat(k->fd, &st) ||
+	    ((uint64_t)st.st_size < max_bytes && ftruncate(k->fd, (off_t)max_bytes)))
 		return -errno;
 	k->addr = mmap(NULL, max_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, k->fd, 0);
 	if (k->addr == MAP_FAILED) {

@@ -109,7 +109,6 @@ static void lies_are_caught(void **state)
 	struct error e;
 	struct rig r;
 
-	log_setup((enum log_level) - 1, false);
 	assert_int_equal(open_odd(&r, "liar", &e), 0);
 	r.s = rig_space(&r, &r.kept);
 	r.c = rig_channel(&r);
