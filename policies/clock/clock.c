@@ -71,6 +71,7 @@ static int clock_attach(const struct ebb_policy_host *host, const struct ebb_pol
 	c->host = host;
 	c->units = vm->units;
 	c->random = vm->seed | 1;
+	hands_place(c, vm->seed);
 	c->distance_permille = DISTANCE_DEFAULT;
 	c->chance_ns = CHANCE_MS_DEFAULT * NS_PER_MS;
 	c->idle_age_ns = IDLE_AGE_S_DEFAULT * NS_PER_S;
@@ -235,11 +236,13 @@ static uint32_t clock_pick_victims(void *instance, uint64_t want, int urgent, st
 	struct clock *c = instance;
 	struct pick p = {.out = out, .max = max, .want = want};
 
-	if (!c->units || !max)
+	if (!c->units || !out || !max)
 		return 0;
 	if (want > c->units)
 		p.want = c->units;
 	idle_pick(c, &p);
+	if (p.found == p.want)
+		goto done; /* what is idle costs no look at anything else */
 	if (c->blind && ++c->blind_calls % RETRY_TRACKER_CALLS == 0)
 		c->blind = false; /* it may have a tracker by now */
 	if (!c->blind) {
@@ -252,6 +255,7 @@ static uint32_t clock_pick_victims(void *instance, uint64_t want, int urgent, st
 		hands_sweep(c, &p);
 		c->urgent_picks += p.found - before;
 	}
+done:
 	pick_done(c, &p);
 	c->picked += p.found;
 	return p.n;
@@ -261,7 +265,8 @@ static uint64_t clock_tick(void *instance, uint64_t now_ns)
 {
 	struct clock *c = instance;
 
-	return c->proactive ? c->idle_units : 0;
+	/* Exactly what is there: more wanted than idle would be taken from what is merely cold. */
+	return c->proactive ? idle_count(c) : 0;
 }
 
 static uint32_t clock_wants(void *instance)

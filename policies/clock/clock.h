@@ -48,11 +48,12 @@ struct clock {
 	uint64_t lead;		     /* units in all spans */
 	uint64_t outstanding;	     /* of them cleared and not examined */
 	uint64_t resident, counting; /* as counted over the front hand's last round; this one's */
-	uint64_t distance_permille;  /* of resident, as adapted */
-	uint64_t seen, seen_cold;    /* since the distance was last adapted */
-	uint64_t sweep;		     /* hand of the last resort */
-	uint64_t refused;	     /* units in a row that the host could not clear */
-	bool blind;		     /* the VM has no tracker */
+	bool whole_round;	    /* this round began at the first unit: its count will be good */
+	uint64_t distance_permille; /* of resident, as adapted */
+	uint64_t seen, seen_cold;   /* since the distance was last adapted */
+	uint64_t sweep;		    /* hand of the last resort */
+	uint64_t refused;	    /* units in a row that the host could not clear */
+	bool blind;		    /* the VM has no tracker */
 	uint32_t blind_calls;
 
 	/* Proactive reclaim. */
@@ -95,10 +96,14 @@ void hands_touched(struct clock *c, uint64_t unit);
 /* Takes the first of what is resident, least often hot first. */
 void hands_sweep(struct clock *c, struct pick *p);
 void hands_reset(struct clock *c);
+/* Where the hands begin. */
+void hands_place(struct clock *c, uint64_t seed);
 
 /* idle.c */
 void idle_window(struct clock *c, const struct ebb_access_window *w);
 void idle_pick(struct clock *c, struct pick *p);
+/* How many units are idle and resident. */
+uint64_t idle_count(struct clock *c);
 /* The unit was used, or is gone. */
 void idle_forget(struct clock *c, uint64_t unit);
 void idle_reset(struct clock *c);

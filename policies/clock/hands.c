@@ -28,15 +28,12 @@ static void set_level(struct clock *c, uint64_t unit, unsigned int level)
 
 bool pick_add(struct clock *c, struct pick *p, uint64_t unit)
 {
-	struct ebb_range *last = p->n ? &p->out[p->n - 1] : NULL;
-
-	if (last && last->first + last->count == unit) {
-		last->count++;
-	} else {
-		if (p->n == p->max)
-			return false;
+	if (p->n && p->out[p->n - 1].first + p->out[p->n - 1].count == unit)
+		p->out[p->n - 1].count++;
+	else if (p->n < p->max)
 		p->out[p->n++] = (struct ebb_range){unit, 1};
-	}
+	else
+		return false;
 	p->found++;
 	idle_forget(c, unit);
 	set_level(c, unit, LEVEL_NAMED);
@@ -57,6 +54,24 @@ void hands_reset(struct clock *c)
 	c->lead = 0;
 	c->outstanding = 0;
 	c->sweep = 0;
+	c->counting = 0;
+	c->whole_round = true;
+}
+
+/*
+ * Until the front hand has been out for a while nobody knows what is cold, and the first victims
+ * are as good as chosen by address. So the hands do not begin at either end of the guest's memory,
+ * where its kernel has its text and its page structures.
+ */
+void hands_place(struct clock *c, uint64_t seed)
+{
+	c->front = c->units / 4;
+	if (c->units > 1)
+		c->front += (seed * UINT64_C(0x9e3779b97f4a7c15) >> 11) % (c->units / 2);
+	/* The sweep begins far away, so that it does not take what is just being found out about.
+	 */
+	c->sweep = c->units ? (c->front + c->units / 2) % c->units : 0;
+	c->whole_round = c->front == 0;
 }
 
 /* ---- the distance between the hands ---- */
@@ -189,7 +204,9 @@ static int64_t clear_chunk(struct clock *c, uint64_t n, uint64_t most, uint64_t 
 
 static void finish_round(struct clock *c)
 {
-	c->resident = c->counting;
+	if (c->whole_round)
+		c->resident = c->counting;
+	c->whole_round = true;
 	c->counting = 0;
 	c->front = 0;
 	c->round++;

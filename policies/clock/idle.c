@@ -79,34 +79,62 @@ void idle_window(struct clock *c, const struct ebb_access_window *w)
 	}
 }
 
+/* The next unit at or after first, and before end, whose mark says that it is idle; else end. */
+static uint64_t next_idle(const struct clock *c, uint64_t first, uint64_t end)
+{
+	uint64_t eight;
+
+	for (; first < end; first++) {
+		while (first + 8 <= end) {
+			memcpy(&eight, &c->state[first], sizeof(eight));
+			if (eight & EIGHT_IDLE)
+				break;
+			first += 8;
+		}
+		if (first < end && c->state[first] & STATE_IDLE)
+			return first;
+	}
+	return end;
+}
+
+uint64_t idle_count(struct clock *c)
+{
+	uint64_t resident[CHUNK_WORDS];
+
+	for (uint64_t first = 0; first < c->units && c->idle_units; first += CHUNK_UNITS) {
+		uint64_t end = c->units - first < CHUNK_UNITS ? c->units : first + CHUNK_UNITS;
+		uint64_t unit = next_idle(c, first, end);
+
+		if (unit < end)
+			c->host->resident(c->host->ctx, first, end - first, resident);
+		for (; unit < end; unit = next_idle(c, unit + 1, end))
+			if (!bit_test(resident, unit - first))
+				idle_forget(c, unit);
+	}
+	return c->idle_units;
+}
+
 void idle_pick(struct clock *c, struct pick *p)
 {
 	uint64_t resident[CHUNK_WORDS];
 
 	for (uint64_t walked = 0; walked < c->units && c->idle_units && p->found < p->want;) {
-		uint64_t first = c->idle_hand, n = c->units - first, k, eight;
+		uint64_t first = c->idle_hand;
+		uint64_t end = c->units - first < CHUNK_UNITS ? c->units : first + CHUNK_UNITS;
+		uint64_t unit = next_idle(c, first, end);
 
-		n = n < CHUNK_UNITS ? n : CHUNK_UNITS;
-		c->host->resident(c->host->ctx, first, n, resident);
-		for (k = 0; k < n && p->found < p->want; k++) {
-			if (k + 8 <= n) {
-				memcpy(&eight, &c->state[first + k], sizeof(eight));
-				if (!(eight & EIGHT_IDLE)) {
-					k += 7;
-					continue;
-				}
-			}
-			if (!(c->state[first + k] & STATE_IDLE))
+		if (unit < end)
+			c->host->resident(c->host->ctx, first, end - first, resident);
+		for (; unit < end && p->found < p->want; unit = next_idle(c, unit + 1, end)) {
+			if (!bit_test(resident, unit - first)) {
+				idle_forget(c, unit);
 				continue;
-			if (bit_test(resident, k)) {
-				if (!pick_add(c, p, first + k))
-					return;
-				c->idle_picks++;
-			} else {
-				idle_forget(c, first + k);
 			}
+			if (!pick_add(c, p, unit))
+				return;
+			c->idle_picks++;
 		}
-		walked += k;
-		c->idle_hand = first + k < c->units ? first + k : 0;
+		walked += unit - first;
+		c->idle_hand = unit < c->units ? unit : 0;
 	}
 }

@@ -115,8 +115,11 @@ static int service_clear_accessed(void *ctx, const struct ebb_range *ranges, uin
 static uint32_t service_blocks(void *ctx, struct ebb_block *out, uint32_t n)
 {
 	struct policy_instance *i = ctx;
+	struct ebb_block nowhere; /* the engine need not expect NULL */
 
-	return policy_on_fault_path ? 0 : i->host->blocks(i->host->ctx, out, out ? n : 0);
+	if (policy_on_fault_path)
+		return 0;
+	return i->host->blocks(i->host->ctx, out ? out : &nowhere, out ? n : 0);
 }
 
 static uint64_t service_now_ns(void *ctx)

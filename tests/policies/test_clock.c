@@ -288,6 +288,22 @@ static void test_one_block_without_a_tracker(void **state)
 	fake_vm_free(&v);
 }
 
+/* The first victims are blind guesses: not where a guest's kernel lies. */
+static void test_begins_inside_the_memory(void **state)
+{
+	struct fake_vm v;
+
+	start(&v, 40000, 0);
+	fill_all(&v);
+	for (int k = 0; k < 4; k++)
+		assert_int_equal(fake_vm_reclaim(&v, 500, true), 500);
+	for (uint64_t u = 0; u < 8000; u++)
+		assert_int_equal(v.state[u], FAKE_RESIDENT);
+	for (uint64_t u = 36000; u < 40000; u++)
+		assert_int_equal(v.state[u], FAKE_RESIDENT);
+	fake_vm_free(&v);
+}
+
 /* Half is taken at once before anything is known: it is soon known enough. */
 static void test_a_cold_start_at_the_limit(void **state)
 {
@@ -484,7 +500,13 @@ static void test_proactive_takes_only_what_is_idle(void **state)
 	}
 	due = policy_tick(v.reclaim, v.now_ns);
 	assert_true(due > 2900 && due <= 3000);
+	/* What was given up by the guest meanwhile is not due any more. */
+	for (uint64_t u = 3900; u < 4000; u++)
+		fake_vm_set(&v, u, FAKE_UNTOUCHED);
+	assert_in_range(policy_tick(v.reclaim, v.now_ns), due - 100, due - 90);
+	due = policy_tick(v.reclaim, v.now_ns);
 	assert_int_equal(fake_vm_reclaim(&v, due, false), due);
+	assert_int_equal(v.cleared_units, 0);
 	for (uint64_t u = 0; u < 1000; u++)
 		assert_int_equal(v.state[u], FAKE_RESIDENT);
 	assert_int_equal(fake_stat(v.reclaim, "idle-picks"), due);
@@ -570,6 +592,7 @@ int main(void)
 		cmocka_unit_test(test_work_is_in_proportion_to_demand),
 		cmocka_unit_test(test_without_a_tracker),
 		cmocka_unit_test(test_one_block_without_a_tracker),
+		cmocka_unit_test(test_begins_inside_the_memory),
 		cmocka_unit_test(test_a_cold_start_at_the_limit),
 		cmocka_unit_test(test_resize),
 		cmocka_unit_test(test_close_to_lru_on_zipf),
