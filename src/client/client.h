@@ -68,6 +68,20 @@ enum link_state {
 	LINK_ORPHANED, /* no connection, but the ranges are still registered with our uffd */
 };
 
+/* What the daemon wants zapped: one request at a time, in a thread of its own (zap.c). */
+#define CLIENT_ZAP_MAX 512
+enum zap_state { ZAP_IDLE, ZAP_WANTED, ZAP_THROUGH };
+struct zap {
+	enum zap_state state;
+	uint64_t id; /* 0: whoever asked is gone */
+	int result;
+	bool started; /* the thread; the helper's own */
+	unsigned int n;
+	struct zap_range {
+		uint64_t addr, bytes;
+	} ranges[CLIENT_ZAP_MAX];
+};
+
 struct client {
 	/* Settings: written before the helper starts. */
 	char socket_path[CLIENT_PATH_MAX];
@@ -104,16 +118,27 @@ struct client {
 	int uffd; /* our duplicate, for as long as anything is registered with it */
 	struct region regions[CLIENT_REGIONS_MAX];
 	struct op ops[CLIENT_OPS_MAX];
+	struct zap zap;
 	uint64_t next_seq;
 	uint64_t next_serial;
 	bool fork_locked; /* a fork() in progress holds the lock */
 	bool no_share;	  /* the daemon does not know "share" */
 };
 
-/* ---- client.c: the regions, and what the hooks report ---- */
+/* ---- client.c ---- */
 
 /* Settings from the environment. Once, from the constructor. */
 void client_init(struct client *c);
+/*
+ * Descriptors of the library's own, which the VMM has no business closing: keep() marks one and
+ * returns it, drop() closes it (-1 is taken). Any thread.
+ */
+int client_keep_fd(struct client *c, int fd);
+void client_drop_fd(struct client *c, int fd);
+bool client_owns_fd(struct client *c, int fd);
+
+/* ---- regions.c, discard.c, leave.c: what the hooks report ---- */
+
 /* The VMM mapped a file. Never fails, never waits (but see EBB_REQUIRE). */
 void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int flags, int fd,
 		   off_t offset);
@@ -138,20 +163,14 @@ void client_step_back(struct client *c, uint64_t addr, uint64_t bytes);
 int client_detach(struct client *c, unsigned int seconds);
 /* Looks through the process's mappings for RAM that was mapped before we could see it. */
 void client_scan(struct client *c);
-/*
- * Descriptors of the library's own, which the VMM has no business closing: keep() marks one and
- * returns it, drop() closes it (-1 is taken). Any thread.
- */
-int client_keep_fd(struct client *c, int fd);
-void client_drop_fd(struct client *c, int fd);
-bool client_owns_fd(struct client *c, int fd);
 /* At exit: files with a name get their content back. */
 void client_exit(struct client *c);
 /* Around fork(). */
 void client_fork_prepare(struct client *c);
 void client_fork_parent(struct client *c);
 void client_fork_child(struct client *c);
-/* The same file as the region's? */
+
+/* The table, with the lock held. */
 static inline bool region_is_file(const struct region *r, dev_t dev, ino_t ino)
 {
 	return r->state != REGION_FREE && r->dev == dev && r->ino == ino;
@@ -161,10 +180,21 @@ static inline bool region_known(const struct region *r)
 	return r->state == REGION_OFFERED || r->state == REGION_MANAGED ||
 	       r->state == REGION_LEAVING;
 }
-/* The op's region; NULL when it is gone, or for OP_DETACH. With the lock held. */
-struct region *op_region(struct client *c, const struct op *op);
-/* Forgets a region and closes its descriptor. With the lock held. */
+static inline bool region_overlaps(const struct region *r, uint64_t addr, uint64_t bytes)
+{
+	return r->state != REGION_FREE && addr < r->addr + r->size && r->addr < addr + bytes;
+}
+/* Forgets a region and closes its descriptor. */
 void region_drop(struct client *c, struct region *r);
+/* An attach that is under way may register a range yet: waits for its end. Releases the lock. */
+void region_wait_offers(struct client *c, uint64_t until_ns);
+/*
+ * Takes one region back: 0 when the daemon has nothing to do with it any more, and the region is
+ * LEAVING or was never known. Releases the lock while waiting.
+ */
+int region_take_back(struct client *c, unsigned int region, bool discard, unsigned int ms);
+/* The op's region; NULL when it is gone, or for OP_DETACH. */
+struct region *op_region(struct client *c, const struct op *op);
 
 /* ---- ops.c: messages to the daemon ---- */
 

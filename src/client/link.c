@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* link.c: the connection to the daemon: lines both ways, and what is left when it ends. */
+#include "client/link.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "client/real.h"
+
+#define ATTACH_WAIT_MS	60000
+#define SEND_WAIT_S	5
+#define ORPHAN_CHECK_NS (2 * NS_PER_S)
+
+struct link_io link_io;
+
+void link_set(struct client *c, enum link_state link)
+{
+	c->link = link;
+	pthread_cond_broadcast(&c->changed);
+}
+
+void link_close(struct client *c)
+{
+	client_drop_fd(c, c->sock);
+	c->sock = -1;
+	link_io.have = 0;
+}
+
+void link_back_off(struct client *c, uint64_t last_ns)
+{
+	c->backoff_ns = c->backoff_ns ? c->backoff_ns * 2 : BACKOFF_FIRST_NS;
+	if (c->backoff_ns > last_ns)
+		c->backoff_ns = last_ns;
+	c->retry_ns = clock_ns() + c->backoff_ns;
+}
+
+/* Says why something did not work, once for each reason. */
+void link_say_once(struct client *c, const char *what, const char *why)
+{
+	char text[sizeof(c->last_error)];
+
+	snprintf(text, sizeof(text), "%s: %s", what, why);
+	if (strcmp(text, c->last_error))
+		say("%s", text);
+	memcpy(c->last_error, text, sizeof(text));
+}
+
+/* ---- lines ---- */
+
+static int class_errno(const char *cls)
+{
+	static const struct {
+		const char *cls;
+		int err;
+	} known[] = {
+		{"CommandNotFound", EOPNOTSUPP},
+		{"Busy", EBUSY},
+		{"RegionsInUse", EADDRINUSE},
+		{"AlreadyExists", EEXIST},
+		{"NotFound", ENOENT},
+		{"PermissionDenied", EACCES},
+		{"NoSpace", ENOSPC},
+	};
+
+	for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
+		if (!strcmp(cls, known[i].cls))
+			return -known[i].err;
+	return -EIO;
+}
+
+void link_read_answer(struct json_span line, struct answer *a)
+{
+	struct json_span error, value;
+
+	*a = (struct answer){0};
+	if (json_member(line, "return", &value))
+		return;
+	snprintf(a->desc, sizeof(a->desc), "an answer that is neither return nor error");
+	a->result = -EPROTO;
+	if (!json_member(line, "error", &error))
+		return;
+	if (json_member(error, "class", &value))
+		json_string(value, a->cls, sizeof(a->cls));
+	if (json_member(error, "desc", &value))
+		json_string(value, a->desc, sizeof(a->desc));
+	a->result = class_errno(a->cls);
+}
+
+/* Reads what is there (and, in *fd, a descriptor that came with it). 0 or -errno. */
+int link_receive(struct client *c, int *fd)
+{
+	int fds[1], n_fds = 1;
+	ssize_t n;
+
+	if (link_io.have == LINK_LINE_BYTES)
+		return -EMSGSIZE;
+	n = fd_recv(c->sock, link_io.line + link_io.have, LINK_LINE_BYTES - link_io.have, fds,
+		    &n_fds);
+	if (n <= 0)
+		return n ? (int)n : -ECONNRESET;
+	link_io.have += (size_t)n;
+	if (n_fds && fd && *fd < 0)
+		*fd = fds[0];
+	else if (n_fds)
+		real.close(fds[0]);
+	return 0;
+}
+
+/*
+ * The first whole line, parsed; its length goes to *bytes for link_done(). -EAGAIN when there is
+ * none yet, -EPROTO when it is not JSON.
+ */
+int link_next(struct json_span *out, size_t *bytes)
+{
+	const char *nl = memchr(link_io.line, '\n', link_io.have);
+
+	if (!nl)
+		return -EAGAIN;
+	*bytes = (size_t)(nl - link_io.line) + 1;
+	return json_parse(link_io.line, *bytes - 1, out) ? -EPROTO : 0;
+}
+
+void link_done(size_t bytes)
+{
+	link_io.have -= bytes;
+	memmove(link_io.line, link_io.line + bytes, link_io.have);
+}
+
+/* Waits for one answer, outside the stream of ops: while attaching nothing else is under way. */
+int link_await(struct client *c, struct answer *a, int *fd)
+{
+	uint64_t until = clock_ns() + ATTACH_WAIT_MS * NS_PER_MS;
+	struct json_span line;
+	size_t bytes;
+	int r;
+
+	while ((r = link_next(&line, &bytes)) == -EAGAIN) {
+		struct pollfd p = {.fd = c->sock, .events = POLLIN};
+		uint64_t now = clock_ns();
+
+		if (now >= until)
+			return -ETIMEDOUT;
+		r = poll(&p, 1, (int)((until - now) / NS_PER_MS) + 1);
+		if (r > 0)
+			r = link_receive(c, fd);
+		else if (r < 0 && errno != EINTR)
+			r = -errno;
+		if (r < 0)
+			return r;
+	}
+	if (r)
+		return r;
+	link_read_answer(line, a);
+	link_done(bytes);
+	return 0;
+}
+
+int link_send(struct client *c, size_t len, const int *fds, int n_fds)
+{
+	link_io.message[len] = '\n';
+	return fd_send(c->sock, link_io.message, len + 1, fds, n_fds);
+}
+
+/* ---- the connection ---- */
+
+static int daemon_pid(int sock)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) ? 0 : cred.pid;
+}
+
+int link_connect(struct client *c)
+{
+	struct timeval limit = {.tv_sec = SEND_WAIT_S};
+	int fd = fd_connect_unix(c->socket_path);
+	pid_t pid;
+
+	if (fd < 0) {
+		/* Gone; what answers next time is another daemon, whatever its number. */
+		c->released_by = 0;
+		return fd;
+	}
+	pid = daemon_pid(fd);
+	/* 0: another PID namespace; 1: systemd's socket, whoever serves it. */
+	if (pid > 1 && pid == c->released_by) {
+		real.close(fd);
+		return -ECONNABORTED;
+	}
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+	c->sock = client_keep_fd(c, fd);
+	link_io.have = 0;
+	return 0;
+}
+
+static void close_uffd(struct client *c)
+{
+	client_drop_fd(c, c->uffd);
+	c->uffd = -1;
+}
+
+/* Nothing is registered any more: start afresh. With the lock held. */
+void link_let_go(struct client *c)
+{
+	close_uffd(c);
+	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
+		if (c->regions[i].state == REGION_OFFERED || c->regions[i].state == REGION_MANAGED)
+			c->regions[i].state = REGION_NEW;
+	link_set(c, LINK_NONE);
+}
+
+static bool still_registered(struct client *c)
+{
+	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
+		const struct region *r = &c->regions[i];
+
+		if (region_known(r) && uffd_registered(c->uffd, r->addr, r->page_size))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * There is no connection any more, but there is a userfaultfd. True when nothing is registered
+ * with it, so that it was given up. With the lock held.
+ */
+bool link_orphaned(struct client *c)
+{
+	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
+		if (c->regions[i].state == REGION_LEAVING)
+			c->regions[i].state = REGION_MANAGED;
+	link_set(c, LINK_ORPHANED);
+	op_fail_all(c, -ENOTCONN);
+	c->zap.id = 0;
+	if (still_registered(c))
+		return false;
+	link_let_go(c);
+	return true;
+}
+
+void link_lost(struct client *c)
+{
+	pid_t pid = daemon_pid(c->sock);
+
+	link_close(c);
+	pthread_mutex_lock(&c->lock);
+	if (link_orphaned(c))
+		c->released_by = pid;
+	else
+		say("lost the daemon; its memory waits for it to come back");
+	pthread_mutex_unlock(&c->lock);
+	link_back_off(c, BACKOFF_LAST_NS);
+}
+
+void link_check_orphan(struct client *c)
+{
+	pthread_mutex_lock(&c->lock);
+	if (!still_registered(c))
+		link_let_go(c);
+	pthread_mutex_unlock(&c->lock);
+	c->retry_ns = clock_ns() + ORPHAN_CHECK_NS;
+}
