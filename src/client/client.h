@@ -142,6 +142,8 @@ bool client_owns_fd(struct client *c, int fd);
 /* The VMM mapped a file. Never fails, never waits (but see EBB_REQUIRE). */
 void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int flags, int fd,
 		   off_t offset);
+/* EBB_REQUIRE: 0 when a daemon answers, else -errno, and it was said. */
+int client_require(struct client *c);
 /*
  * [addr, addr + bytes) is about to be unmapped or replaced: takes regions in it back from the
  * daemon. moved: its content is still wanted. Waits, at most some seconds.

@@ -19,7 +19,8 @@
 /*
  * Each hook does what libc's function does, and tells client.c before or after. errno is the
  * caller's: what we do after the real call must not change it. The pairs with and without 64 are
- * one function, as off_t has 64 bits on the machines that got.c knows.
+ * one function, as off_t has 64 bits on the machines that got.c knows. The library is linked with
+ * -Bsymbolic-functions, so the names below are these functions here, whoever else has them.
  */
 
 #define EXPORT	    __attribute__((visibility("default")))

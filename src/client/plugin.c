@@ -100,6 +100,8 @@ int qemu_plugin_install(uint64_t id, const struct qemu_info_t *info, int argc, c
 		for (int i = 0; i < argc; i++)
 			if (take_option(c, argv[i]))
 				return -1;
+	if (c->require && client_require(c))
+		return -1;
 	hooks_install();
 	client_scan(c);
 	helper_start(c);

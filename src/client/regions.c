@@ -78,15 +78,14 @@ static void add_region(struct client *c, const struct mapping *m, const struct m
 
 /* ---- mappings that come ---- */
 
-/* EBB_REQUIRE: no guest RAM without a daemon. */
-static void require_daemon(struct client *c)
+int client_require(struct client *c)
 {
 	FD_OWNED fd = fd_connect_unix(c->socket_path);
 
-	if (fd >= 0)
-		return;
-	say("EBB_REQUIRE is set and no daemon answers at %s: %s", c->socket_path, strerror(-fd));
-	_exit(1);
+	if (fd < 0)
+		say("EBB_REQUIRE is set and no daemon answers at %s: %s", c->socket_path,
+		    strerror(-fd));
+	return fd < 0 ? fd : 0;
 }
 
 void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int flags, int fd,
@@ -107,8 +106,8 @@ void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int fla
 	pthread_mutex_unlock(&c->lock);
 	if (!take)
 		return;
-	if (c->require && !atomic_load(&c->started))
-		require_daemon(c);
+	if (c->require && !atomic_load(&c->started) && client_require(c))
+		_exit(1);
 	copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (copy < 0)
 		return;
