@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/file.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -256,6 +257,12 @@ void kt_set_free_huge_pages(unsigned int pages)
 	if (!read_file(POOL_DIR "nr_hugepages", &total))
 		SKIP("no huge pages of 2 MiB in this kernel");
 	if (!saved.pool_changed) {
+		/* One at a time on this machine, whichever build it is from; held to the end. */
+		int lock = open(POOL_DIR "nr_hugepages", O_RDONLY | O_CLOEXEC);
+
+		CHECK(lock >= 0 && !flock(lock, LOCK_EX));
+		read_file(POOL_DIR "nr_hugepages", &total);
+		spare = kt_free_huge_pages();
 		saved.pool = total;
 		saved.pool_changed = true;
 		restore_at_end();
@@ -373,7 +380,7 @@ char kt_access_end(struct kt_access *a)
 
 /* ---- pins ---- */
 
-int kt_pin(void *at, size_t bytes)
+int kt_try_pin(void *at, size_t bytes)
 {
 	struct io_uring_params params = {0};
 	struct iovec v = {at, bytes};
@@ -381,7 +388,20 @@ int kt_pin(void *at, size_t bytes)
 
 	if (ring < 0)
 		SKIP("io_uring (%s)", strerror(errno));
-	CHECK(!syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &v, 1));
+	if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &v, 1)) {
+		int r = -errno;
+
+		close(ring);
+		return r;
+	}
+	return ring;
+}
+
+int kt_pin(void *at, size_t bytes)
+{
+	int ring = kt_try_pin(at, bytes);
+
+	CHECK(ring >= 0);
 	return ring;
 }
 

@@ -46,7 +46,7 @@ void kt_saw(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* A memfd of so many bytes; huge: of 2 MiB pages (never fails for want of them). */
 int kt_memfd(size_t bytes, bool huge);
-/* Maps all of it, shared, 2 MiB-aligned, not for forked children unless said otherwise. */
+/* Maps all of it, shared, 2 MiB-aligned. */
 char *kt_map(int fd, size_t bytes);
 /* Punches a hole; 0 or -errno. */
 int kt_punch(int fd, size_t offset, size_t bytes);
@@ -106,6 +106,8 @@ char kt_access_end(struct kt_access *a);
 
 /* Pins memory as a registered buffer of a new io_uring, as DMA does; gives the ring. */
 int kt_pin(void *at, size_t bytes);
+/* The same; -errno when the memory cannot be pinned. */
+int kt_try_pin(void *at, size_t bytes);
 /* Unpins it and closes the ring (which by itself would unpin later, from a worker). */
 void kt_unpin(int ring);
 
