@@ -256,6 +256,9 @@ void engine_free(struct engine *eng)
 {
 	if (!eng)
 		return;
+	/* A VM whose process just exited is taken apart behind a barrier, and there are none once
+	 * the threads end. */
+	keeper_end_reaper(eng->keeper);
 	atomic_store(&eng->stop, true);
 	keeper_free(eng->keeper);
 	prefetcher_free(eng->prefetcher);

@@ -210,6 +210,8 @@ void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n);
 
 /* ---- keeper.c: exits, ticks, maintenance, foreign mappings ---- */
 int keeper_new(struct engine *eng, struct keeper **out);
+/* No VM ends on its own any more. While the other threads still run: it waits for them. */
+void keeper_end_reaper(struct keeper *k);
 void keeper_free(struct keeper *k);
 int keeper_watch_exit(struct keeper *k, struct attachment *att);
 void keeper_unwatch_exit(struct keeper *k, struct attachment *att);

@@ -31,6 +31,7 @@ struct keeper {
 	struct engine_thread t;
 	pthread_t reaper;
 	bool reaper_runs;
+	_Atomic bool reaper_ends;
 	int epoll_fd; /* the reaper's */
 	int stop_fd;
 	uint64_t ticks;
@@ -41,7 +42,7 @@ static void *reaper_main(void *arg)
 	struct keeper *k = arg;
 	struct epoll_event ev;
 
-	while (!atomic_load(&k->eng->stop)) {
+	while (!atomic_load(&k->reaper_ends)) {
 		int n = epoll_wait(k->epoll_fd, &ev, 1, -1);
 
 		if (n == 1 && ev.data.u64)
@@ -244,15 +245,25 @@ int keeper_new(struct engine *eng, struct keeper **out)
 	return 0;
 }
 
-void keeper_free(struct keeper *k)
+void keeper_end_reaper(struct keeper *k)
 {
 	uint64_t one = 1;
 
+	if (!k || !k->reaper_runs)
+		return;
+	atomic_store(&k->reaper_ends, true);
+	if (write(k->stop_fd, &one, sizeof(one)) != (ssize_t)sizeof(one))
+		return;
+	pthread_join(k->reaper, NULL);
+	k->reaper_runs = false;
+}
+
+void keeper_free(struct keeper *k)
+{
 	if (!k)
 		return;
+	keeper_end_reaper(k);
 	engine_thread_join(&k->t);
-	if (k->reaper_runs && write(k->stop_fd, &one, sizeof(one)) == (ssize_t)sizeof(one))
-		pthread_join(k->reaper, NULL);
 	if (k->epoll_fd >= 0)
 		close(k->epoll_fd);
 	if (k->stop_fd >= 0)
