@@ -110,8 +110,8 @@ static int run_detach(struct native_request *req, struct error *e)
 {
 	int r = engine_detach(req->attachment, &req->progress, e);
 
-	/* -ENOENT: the operator detached it before; either way nothing is left to hold. */
-	if (r && r != -ENOENT)
+	/* -ESRCH: the operator detached it before; either way nothing is left to hold. */
+	if (r && r != -ESRCH)
 		return r;
 	if (req->requests)
 		requests_close(req->requests);

@@ -182,6 +182,8 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 		keeper_check_foreign(vm);
 		return r;
 	}
+	if (atomic_load(&vm->dead))
+		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
 	vm_ref(vm);
 	r = detach(vm, p, e);
 	vm_put(vm);
