@@ -65,12 +65,13 @@ void hands_reset(struct clock *c)
  */
 void hands_place(struct clock *c, uint64_t seed)
 {
-	c->front = c->units / 4;
-	if (c->units > 1)
-		c->front += (seed * UINT64_C(0x9e3779b97f4a7c15) >> 11) % (c->units / 2);
-	/* The sweep begins far away, so that it does not take what is just being found out about.
-	 */
-	c->sweep = c->units ? (c->front + c->units / 2) % c->units : 0;
+	uint64_t quarter = c->units / 4;
+
+	c->front = quarter;
+	if (quarter)
+		c->front += (seed * UINT64_C(0x9e3779b97f4a7c15) >> 11) % quarter;
+	/* The sweep begins apart, so that it does not take what is just being found out about. */
+	c->sweep = c->front + quarter;
 	c->whole_round = c->front == 0;
 }
 

@@ -27,16 +27,22 @@ static void set_option(struct policy_instance *i, const char *name, const char *
 		fail_msg("%s", e.desc);
 }
 
-static void start(struct fake_vm *v, uint64_t units, uint64_t limit)
+static void start_seeded(struct fake_vm *v, uint64_t units, uint64_t limit, uint64_t seed)
 {
 	struct error e = {0};
 
 	fake_vm_init(v, units);
+	v->vm.seed = seed;
 	v->limit = limit;
 	v->headroom = limit / 50;
 	if (policy_attach(clock_policy, &v->host, &v->vm, EBB_POLICY_RECLAIM, NULL, 0, &v->reclaim,
 			  &e))
 		fail_msg("%s", e.desc);
+}
+
+static void start(struct fake_vm *v, uint64_t units, uint64_t limit)
+{
+	start_seeded(v, units, limit, 1);
 }
 
 static void fill_all(struct fake_vm *v)
@@ -291,17 +297,19 @@ static void test_one_block_without_a_tracker(void **state)
 /* The first victims are blind guesses: not where a guest's kernel lies. */
 static void test_begins_inside_the_memory(void **state)
 {
-	struct fake_vm v;
+	for (uint64_t seed = 0; seed < 50; seed++) {
+		struct fake_vm v;
 
-	start(&v, 40000, 0);
-	fill_all(&v);
-	for (int k = 0; k < 4; k++)
-		assert_int_equal(fake_vm_reclaim(&v, 500, true), 500);
-	for (uint64_t u = 0; u < 8000; u++)
-		assert_int_equal(v.state[u], FAKE_RESIDENT);
-	for (uint64_t u = 36000; u < 40000; u++)
-		assert_int_equal(v.state[u], FAKE_RESIDENT);
-	fake_vm_free(&v);
+		start_seeded(&v, 40000, 0, seed * SEED);
+		fill_all(&v);
+		for (int k = 0; k < 4; k++)
+			assert_int_equal(fake_vm_reclaim(&v, 500, true), 500);
+		for (uint64_t u = 0; u < 10000; u++) {
+			assert_int_equal(v.state[u], FAKE_RESIDENT);
+			assert_int_equal(v.state[39999 - u / 2], FAKE_RESIDENT);
+		}
+		fake_vm_free(&v);
+	}
 }
 
 /* Half is taken at once before anything is known: it is soon known enough. */
