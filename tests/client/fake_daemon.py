@@ -283,14 +283,16 @@ class FakeDaemon:
         return [m for m in self.log if m[0] == command]
 
     def wait(self, command, count=1, seconds=30):
-        """Waits for the count-th message of that name; returns (name, arguments, vm)."""
+        """The count-th message of that name, once it has been answered: (name, arguments, vm)."""
         with self.changed:
-            if not self.changed.wait_for(lambda: len(self.messages(command)) >= count, seconds):
-                raise AssertionError(f"no {command} came; had {[m[0] for m in self.log]}")
+            done = self.changed.wait_for(
+                lambda: self.log.count(("answered", command)) >= count, seconds)
+        if not done:
+            raise AssertionError(f"no {command} came; had {[m[0] for m in self.log]}")
         return self.messages(command)[count - 1]
 
     def wait_attached(self, count=1, seconds=30):
-        """The VM of the count-th attach, once it has been answered."""
+        """The VM of the count-th attach, once its answer has been sent."""
         with self.changed:
             done = self.changed.wait_for(
                 lambda: self.log.count(("sent", "attach")) >= count, seconds)

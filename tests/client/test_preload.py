@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
 """test_preload.py: libebb-attach.so preloaded into a small process, against a fake daemon."""
+import contextlib
 import os
 import subprocess
 import sys
@@ -60,6 +61,15 @@ class PreloadTest(unittest.TestCase):
                 f.close()
         self.daemon.stop()
         self.dir.cleanup()
+
+    @contextlib.contextmanager
+    def afresh(self):
+        """One of several runs within a test."""
+        try:
+            yield
+        finally:
+            self.tearDown()
+            self.setUp()
 
     def guest(self, **kw):
         g = Guest(self.path, **kw)
@@ -298,15 +308,13 @@ class PreloadTest(unittest.TestCase):
 
     def test_30_descriptor_leaves_after_content_is_back(self):
         for knows in (True, False):
-            with self.subTest(share=knows):
+            with self.subTest(share=knows), self.afresh():
                 self.daemon.knows_share = knows
                 g, vm, r = self.attached()
                 g("write", 0, 0, 21)
                 vm.evict(r.id, 0)
                 self.assertEqual(g("send", 0, 0), "21")
                 self.assertEqual(len(self.daemon.messages("pin")), 0 if knows else 1)
-                self.tearDown()
-                self.setUp()
 
     def test_31_child_reads_what_was_evicted(self):
         g, vm, r = self.attached()
@@ -357,7 +365,7 @@ class PreloadTest(unittest.TestCase):
 
     def test_36_own_descriptors_survive_closing_all(self):
         for how in (0, 1):
-            with self.subTest(how=how):
+            with self.subTest(how=how), self.afresh():
                 g, vm, r = self.attached()
                 g("write", 0, 0, 25)
                 self.assertEqual(g("closeall", how), "ok")
@@ -365,8 +373,6 @@ class PreloadTest(unittest.TestCase):
                 answer = vm.request("zap", {"ranges": [[r.addr, PAGE]]})
                 self.assertEqual(answer, {"return": {}, "id": 1})
                 self.assertEqual(g("read", 0, 0), "25")
-                self.tearDown()
-                self.setUp()
 
     # ---- the daemon goes ----
 

@@ -5,6 +5,7 @@
 Firmware only, no operating system: what is tried is how the library gets at QEMU's RAM. EBB_QEMU
 names another qemu-system-x86_64, EBB_QEMU_ARGS what it takes in front (-L of an unpacked package).
 """
+import contextlib
 import json
 import os
 import shlex
@@ -97,6 +98,15 @@ class QemuTest(unittest.TestCase):
         self.daemon.stop()
         self.dir.cleanup()
 
+    @contextlib.contextmanager
+    def afresh(self):
+        """One of several runs within a test."""
+        try:
+            yield
+        finally:
+            self.tearDown()
+            self.setUp()
+
     def run_qemu(self, *args, **kw):
         q = Qemu(self.dir.name, list(args), **kw)
         self.qemus.append(q)
@@ -149,14 +159,12 @@ class QemuTest(unittest.TestCase):
 
     def test_06_sandbox(self):
         for way in (self.plugin, self.preload):
-            with self.subTest(way=way.__name__):
+            with self.subTest(way=way.__name__), self.afresh():
                 q = way(*SANDBOX)
                 vm, r = self.check(q)
                 answer = vm.request("zap", {"ranges": [[r.addr, RAM]]})
                 self.assertEqual(answer["return"], {})
                 self.assertEqual(q("query-status")["status"], "running")
-                self.tearDown()
-                self.setUp()
 
     def test_07_runas(self):
         # Attached before the privileges go; zapping goes on after.
@@ -177,14 +185,12 @@ class QemuTest(unittest.TestCase):
 
     def test_10_file_on_tmpfs_aligned(self):
         for way in (self.plugin, self.preload):
-            with self.subTest(way=way.__name__):
+            with self.subTest(way=way.__name__), self.afresh():
                 with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="ebb-qemu-") as f:
                     vm, r = self.check(way(ram=[
                         "-object", f"memory-backend-file,id=ram,size={RAM},mem-path={f.name},"
                         "align=2M,share=on"]))
                     self.assertEqual(r.addr % (2 * MB), 0)
-                self.tearDown()
-                self.setUp()
 
     def test_11_hugetlb(self):
         add_huge_pages(64)
@@ -205,14 +211,12 @@ class QemuTest(unittest.TestCase):
             ram += ["-object", f"memory-backend-memfd,id=ram{node},size={RAM},share=on",
                     "-numa", f"node,memdev=ram{node}"]
         for way in (self.plugin, self.preload):
-            with self.subTest(way=way.__name__):
+            with self.subTest(way=way.__name__), self.afresh():
                 way(ram=ram, machine="pc", mem="256M")
                 args = self.daemon.wait("attach")[1]
                 self.assertEqual([r["size"] for r in args["regions"]], [RAM, RAM])
                 self.assertEqual({r["memfd"] for r in args["regions"]}, {1, 2})
                 self.assertEqual(len({r["id"] for r in args["regions"]}), 2)
-                self.tearDown()
-                self.setUp()
 
     def test_13_private_ram_is_left_alone(self):
         q = self.plugin(ram=[], machine="pc")
@@ -232,7 +236,7 @@ class QemuTest(unittest.TestCase):
 
     def test_20_hot_plug_and_unplug(self):
         for way in (self.plugin, self.preload):
-            with self.subTest(way=way.__name__):
+            with self.subTest(way=way.__name__), self.afresh():
                 q = way(mem="size=128M,slots=2,maxmem=1G")
                 vm = self.daemon.wait_attached()
                 q("object-add", **{"qom-type": "memory-backend-memfd", "id": "more",
@@ -248,15 +252,11 @@ class QemuTest(unittest.TestCase):
                 q("object-del", id="other")
                 removed = self.daemon.wait("region-remove")[1]
                 self.assertEqual(removed, {"id": other["id"], "discard": True})
-                self.tearDown()
-                self.setUp()
 
     def test_21_postcopy_gets_its_userfaultfd(self):
         for way in (self.plugin, self.preload):
-            with self.subTest(way=way.__name__):
+            with self.subTest(way=way.__name__), self.afresh():
                 self.postcopy(way)
-                self.tearDown()
-                self.setUp()
 
     def postcopy(self, way):
         uri = "unix:" + os.path.join(self.dir.name, "migration")
