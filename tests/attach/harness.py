@@ -8,11 +8,14 @@ import mmap
 import os
 import platform
 import queue
+import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 
 BUILD = os.environ.get("EBB_BUILD", "build")
 WAIT = 60  # seconds after which a test gives up; nothing is decided by it otherwise
@@ -178,3 +181,37 @@ class Ram:
     def __exit__(self, *_):
         for fd in self.fds:
             os.close(fd)
+
+
+def fuzz(daemon, fds, seconds):
+    """Connections with randomly damaged messages, for so long; returns how many."""
+    seed = int(os.environ.get("EBB_SEED", "20240917"))
+    print(f"seed {seed}, {seconds} s", file=sys.stderr)
+    rng = random.Random(seed)
+    good = [json.dumps(m).encode() + b"\n" for m in (
+        attach("fuzz"), attach("fuzz", requests=["zap"], keep=True), {"execute": "detach"},
+        {"execute": "userfaultfd"},
+        dict(execute="discard", arguments=dict(id="ram", offset=0, size=4096)),
+        dict(execute="region-add", arguments=region(memfd=0)),
+        {"return": {}, "id": 1})]
+    tokens = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"-1", b"1e9", b"null", b"\x00",
+              b"9223372036854775807", b"\xff", b"\\u0000", b'"memfd":', b"2097152", b"0"]
+    end, rounds = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        with Client(daemon) as c:
+            for _ in range(rng.randrange(1, 4)):
+                data = bytearray(rng.choice(good))
+                for _ in range(rng.choice((0, 1, 1, 2, 5))):
+                    at = rng.randrange(len(data))
+                    data[at:at + rng.choice((0, 0, 1, 4))] = rng.choice(tokens)
+                n = rng.choice((0, 0, 1, 2, 2, 2, 3))
+                try:
+                    c.send(bytes(data), (fds + fds[1:])[:n])
+                except ConnectionError:
+                    break
+            if rng.random() < 0.5:
+                c.sock.shutdown(socket.SHUT_WR)
+                while not c.ended():
+                    pass
+        rounds += 1
+    return rounds

@@ -4,15 +4,14 @@
 import fcntl
 import json
 import os
-import random
 import socket
 import struct
 import sys
 import tempfile
-import time
 import unittest
 
-from harness import (MIB, PAGE, Client, Daemon, Ram, attach, make_memfd, make_uffd, region)
+from harness import (MIB, PAGE, Client, Daemon, Ram, attach, fuzz, make_memfd, make_uffd,
+                     region)
 
 F_SEAL_FUTURE_WRITE = 0x10
 
@@ -624,36 +623,7 @@ class Concurrent(Base):
         self.works()
 
     def test_06_random_mutations(self):
-        seed, seconds = int(os.environ.get("EBB_SEED", "20240917")), 3
-        print(f"seed {seed}, {seconds} s", file=sys.stderr)
-        rng = random.Random(seed)
-        fds = self.ram()
-        good = [json.dumps(m).encode() + b"\n" for m in (
-            attach("fuzz"), attach("fuzz", requests=["zap"], keep=True), {"execute": "detach"},
-            {"execute": "userfaultfd"},
-            dict(execute="discard", arguments=dict(id="ram", offset=0, size=4096)),
-            dict(execute="region-add", arguments=region(memfd=0)),
-            {"return": {}, "id": 1})]
-        tokens = [b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"-1", b"1e9", b"null", b"\x00",
-                  b"9223372036854775807", b"\xff", b"\\u0000", b'"memfd":', b"2097152", b"0"]
-        end, rounds = time.monotonic() + seconds, 0
-        while time.monotonic() < end:
-            with Client(self.daemon) as c:
-                for _ in range(rng.randrange(1, 4)):
-                    data = bytearray(rng.choice(good))
-                    for _ in range(rng.choice((0, 1, 1, 2, 5))):
-                        at = rng.randrange(len(data))
-                        data[at:at + rng.choice((0, 0, 1, 4))] = rng.choice(tokens)
-                    n = rng.choice((0, 0, 1, 2, 2, 2, 3))
-                    try:
-                        c.send(bytes(data), (fds + fds[1:])[:n])
-                    except ConnectionError:
-                        break
-                if rng.random() < 0.5:
-                    c.sock.shutdown(socket.SHUT_WR)
-                    while not c.ended():
-                        pass
-            rounds += 1
+        rounds = fuzz(self.daemon, self.ram(), 3)
         self.assertGreater(rounds, 10)
         self.works()
 

@@ -10,6 +10,8 @@ import threading
 import time
 import unittest
 
+import harness
+
 BUILD = os.environ.get("EBB_BUILD", "build")
 MIB = 1 << 20
 RAM = 64 * MIB
@@ -70,6 +72,7 @@ class Ebb:
     def __init__(self):
         self.dir = tempfile.TemporaryDirectory(prefix="ebb-native.")
         self.attach = os.path.join(self.dir.name, "attach.sock")
+        self.path = self.attach
         self.control = os.path.join(self.dir.name, "control.sock")
         self.log = open(os.path.join(self.dir.name, "log"), "w+")
         self.p = subprocess.Popen([os.path.join(BUILD, "ebbd"), "--runtime-dir", self.dir.name],
@@ -391,6 +394,20 @@ class Native(Base):
         self.assertEqual(failures, [])
         for i in range(2):
             self.assertEqual(self.ebb.vm(f"vm{i}")["pages-lost"], 0)
+
+    def test_18_hostile_neighbour(self):
+        """Damaged messages do nothing to the daemon and to another client's VM."""
+        c = self.attached()
+        self.ebb.reclaim()
+        before = self.ebb.fds()
+        ram = harness.Ram()
+        self.addCleanup(ram.__exit__)
+        self.assertGreater(harness.fuzz(self.ebb, ram.fds, 2), 10)
+        until(lambda: self.ebb.fds() <= before, "all descriptors closed")
+        self.assertEqual(self.ebb.names(), ["vm"])
+        c("check", "ram", 1)
+        self.ebb.reclaim()
+        c("check", "ram", 1)
 
 
 if __name__ == "__main__":
