@@ -68,14 +68,26 @@ void client_answer(struct client *cl, json_t *id, json_t *ret)
 	client_send(cl, m);
 }
 
+/* An error's text as a string of JSON, though a name in it was cut in the middle of a character. */
+static json_t *desc_to_json(const char *desc)
+{
+	json_t *s = json_string(desc);
+	char ascii[sizeof(((struct error *)0)->desc)];
+
+	if (s)
+		return s;
+	snprintf(ascii, sizeof(ascii), "%s", desc);
+	for (char *p = ascii; *p; p++)
+		if ((unsigned char)*p >= 0x80)
+			*p = '?';
+	return json_string(ascii);
+}
+
 void client_fail(struct client *cl, json_t *id, const struct error *e)
 {
-	/* A name from the client may have been cut in the middle of a character. */
-	json_t *desc = json_string(e->desc);
+	json_t *desc = desc_to_json(e->desc);
 	json_t *m;
 
-	if (!desc)
-		desc = json_string("(the text of this error is not valid UTF-8)");
 	m = json_pack("{s:{s:s, s:o}}", "error", "class", e->cls, "desc", desc);
 	if (m && id)
 		json_object_set(m, "id", id);

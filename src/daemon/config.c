@@ -53,8 +53,11 @@ void config_write_mdoc(FILE *out)
 {
 	fprintf(out, ".Bl -tag -width Ds\n");
 	for (size_t i = 0; i < N_DOCS; i++) {
-		fprintf(out, ".It Cm %s No = Ar %s\n%s.\n", docs[i].name, value_word(&docs[i]),
-			docs[i].help);
+		char text[400];
+
+		fprintf(out, ".It Cm %s No = Ar %s\n", docs[i].name, value_word(&docs[i]));
+		snprintf(text, sizeof(text), "%s.", docs[i].help);
+		schema_mdoc_text(text, out);
 		if (*docs[i].standard)
 			fprintf(out, "Default: %s.\n", docs[i].standard);
 	}

@@ -272,27 +272,33 @@ static int set_key(struct reader *r, const char *key, const char *value, struct 
 	return 0;
 }
 
-/* Cuts the comment and the blanks at both ends off; returns the beginning. */
-static char *trim(char *line)
+static void cut_comment(char *line)
 {
-	char *end;
-
 	for (char *p = line; *p; p++)
 		if (*p == '#' && (p == line || isspace((unsigned char)p[-1]))) {
 			*p = '\0';
-			break;
+			return;
 		}
-	line += strspn(line, " \t\r\n");
-	end = line + strlen(line);
-	while (end > line && isspace((unsigned char)end[-1]))
+}
+
+/* Cuts the blanks at both ends off; returns the beginning. */
+static char *trim(char *text)
+{
+	char *end;
+
+	text += strspn(text, " \t\r\n");
+	end = text + strlen(text);
+	while (end > text && isspace((unsigned char)end[-1]))
 		*--end = '\0';
-	return line;
+	return text;
 }
 
 static int read_line(struct reader *r, char *text, struct error *e)
 {
-	char *line = trim(text), *equals;
+	char *line, *equals;
 
+	cut_comment(text);
+	line = trim(text);
 	if (!*line)
 		return 0;
 	if (*line == '[')

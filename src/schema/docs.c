@@ -7,6 +7,8 @@
 
 #include "schema/schema.h"
 
+#define MDOC_COLUMNS 78
+
 /* "SIZE", "tiers=A,B,...": what stands for a value of this type in a usage line. */
 static void value_word(const json_t *arg, char *out, size_t bytes)
 {
@@ -198,18 +200,32 @@ void schema_write_markdown(const struct schema *s, FILE *out)
 	}
 }
 
-/* Text for mdoc: a dot or quote at the start of a line would be a macro. */
-static void mdoc_text(const char *text, FILE *out)
+void schema_mdoc_text(const char *text, FILE *out)
 {
-	for (const char *p = text; *p; p++) {
-		if (*p == '\\')
-			fputs("\\e", out);
-		else
-			fputc(*p, out);
-		/* mandoc wants each sentence on a line of its own. */
-		if (*p == '.' && p[1] == ' ') {
+	size_t column = 0;
+
+	while (*text) {
+		size_t n = strcspn(text, " ");
+		bool sentence = n > 0 && text[n - 1] == '.';
+
+		if (column && column + 1 + n > MDOC_COLUMNS) {
 			fputc('\n', out);
-			p++;
+			column = 0;
+		} else if (column) {
+			fputc(' ', out);
+			column++;
+		}
+		for (size_t i = 0; i < n; i++) {
+			if (text[i] == '\\')
+				fputs("\\e", out);
+			else
+				fputc(text[i], out);
+		}
+		column += n;
+		text += n + (text[n] == ' ');
+		if (sentence && *text) {
+			fputc('\n', out);
+			column = 0;
 		}
 	}
 	fputc('\n', out);
@@ -238,15 +254,15 @@ void schema_write_mdoc(const struct schema *s, FILE *out)
 				fprintf(out, " Oo Ar name Ns = Ns Ar value No ... Oc");
 			else
 				fprintf(out,
-					schema_flag(arg, "optional") ? " Op %s Ns = Ns Ar %s"
+					schema_flag(arg, "optional") ? " Oo %s Ns = Ns Ar %s Oc"
 								     : " %s Ns = Ns Ar %s",
 					name, word);
 		}
 		fprintf(out, "\n");
 		snprintf(word, sizeof(word), "%s.", schema_text(c, "summary"));
-		mdoc_text(word, out);
+		schema_mdoc_text(word, out);
 		if (*schema_text(c, "help"))
-			mdoc_text(schema_text(c, "help"), out);
+			schema_mdoc_text(schema_text(c, "help"), out);
 	}
 	fprintf(out, ".El\n");
 }

@@ -43,5 +43,7 @@ char *schema_usage(const json_t *command);
 /* The docs: docs/control.md, and the section COMMANDS of ebbctl(1) as mdoc. */
 void schema_write_markdown(const struct schema *s, FILE *out);
 void schema_write_mdoc(const struct schema *s, FILE *out);
+/* Sentences as mandoc wants them: each begins a line, no line is longer than 80 characters. */
+void schema_mdoc_text(const char *text, FILE *out);
 
 #endif
