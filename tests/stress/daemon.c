@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* daemon.c: a real ebbd of its own for a test: start, ask, stop. */
+#include "stress/daemon.h"
+
+#include <dirent.h>
+#include <err.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+
+#define ARGS_MAX 32
+
+static void read_line(struct daemon *d)
+{
+	size_t n = 0;
+
+	while (n < sizeof(d->answer) - 1) {
+		ssize_t r = read(d->fd, d->answer + n, 1);
+
+		if (r != 1)
+			errx(1, "the daemon closed the control socket");
+		if (d->answer[n] == '\n')
+			break;
+		n++;
+	}
+	d->answer[n] = 0;
+}
+
+void daemon_start(struct daemon *d, const char *const *args)
+{
+	const char *build = getenv("EBB_BUILD");
+	const char *argv[ARGS_MAX] = {NULL};
+	char binary[512];
+	int n = 0;
+
+	if (!build)
+		errx(1, "EBB_BUILD names no build folder");
+	snprintf(binary, sizeof(binary), "%s/ebbd", build);
+	strcpy(d->dir, "/tmp/ebb-stress.XXXXXX");
+	if (!mkdtemp(d->dir))
+		err(1, "mkdtemp");
+	snprintf(d->attach, sizeof(d->attach), "%s/attach.sock", d->dir);
+	snprintf(d->control, sizeof(d->control), "%s/control.sock", d->dir);
+	argv[n++] = binary;
+	argv[n++] = "--runtime-dir";
+	argv[n++] = d->dir;
+	for (; args && *args && n < ARGS_MAX - 1; args++)
+		argv[n++] = *args;
+	d->pid = fork();
+	if (d->pid < 0)
+		err(1, "fork");
+	if (d->pid == 0) {
+		execv(binary, (char *const *)argv);
+		err(127, "%s", binary);
+	}
+	for (int i = 0; i < 600; i++) {
+		d->fd = fd_connect_unix(d->control);
+		if (d->fd >= 0)
+			break;
+		if (waitpid(d->pid, NULL, WNOHANG) == d->pid)
+			errx(1, "the daemon did not start");
+		usleep(50000);
+	}
+	if (d->fd < 0)
+		errx(1, "the daemon does not listen");
+	read_line(d); /* the greeting */
+	daemon_ask(d, "{\"execute\":\"qmp_capabilities\"}");
+}
+
+const char *daemon_ask(struct daemon *d, const char *fmt, ...)
+{
+	char line[4096];
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
+	va_end(ap);
+	line[n++] = '\n';
+	if (fd_send(d->fd, line, (size_t)n, NULL, 0))
+		errx(1, "cannot write to the control socket");
+	do {
+		read_line(d);
+	} while (strncmp(d->answer, "{\"event\"", 8) == 0 || strstr(d->answer, "\"timestamp\""));
+	return d->answer;
+}
+
+uint64_t daemon_vm_number(struct daemon *d, const char *vm, const char *name)
+{
+	char key[128];
+	const char *p;
+
+	daemon_ask(d, "{\"execute\":\"query-vm\",\"arguments\":{\"vm\":\"%s\"}}", vm);
+	snprintf(key, sizeof(key), "\"%s\":", name);
+	p = strstr(d->answer, key);
+	if (!p)
+		errx(1, "query-vm has no %s: %.300s", name, d->answer);
+	return strtoull(p + strlen(key), NULL, 10);
+}
+
+unsigned int daemon_fds(const struct daemon *d)
+{
+	char path[64];
+	unsigned int n = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)d->pid);
+	dir = opendir(path);
+	if (!dir)
+		err(1, "%s", path);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n - 2;
+}
+
+static void remove_dir(const char *path)
+{
+	struct dirent *ent;
+	DIR *dir = opendir(path);
+	char name[512];
+
+	while (dir && (ent = readdir(dir))) {
+		snprintf(name, sizeof(name), "%s/%s", path, ent->d_name);
+		unlink(name);
+	}
+	if (dir)
+		closedir(dir);
+	rmdir(path);
+}
+
+void daemon_stop(struct daemon *d)
+{
+	int status;
+
+	close(d->fd);
+	kill(d->pid, SIGTERM);
+	if (waitpid(d->pid, &status, 0) != d->pid || !WIFEXITED(status) || WEXITSTATUS(status))
+		errx(1, "the daemon ended with status 0x%x", status);
+	remove_dir(d->dir);
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* daemon.h: a real ebbd of its own for a test: start, ask, stop. */
+#ifndef TESTS_STRESS_DAEMON_H
+#define TESTS_STRESS_DAEMON_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+struct daemon {
+	char dir[64]; /* its runtime folder, removed by daemon_stop() */
+	char attach[128], control[128];
+	pid_t pid;
+	int fd; /* of the control connection */
+	char answer[262144];
+};
+
+/* Starts EBB_BUILD/ebbd (args: more arguments, NULL-terminated, or NULL). Exits the test on
+ * failure. */
+void daemon_start(struct daemon *d, const char *const *args);
+/* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */
+const char *daemon_ask(struct daemon *d, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+/* The number of member `name` of the VM's query-vm; exits the test when it is not there. */
+uint64_t daemon_vm_number(struct daemon *d, const char *vm, const char *name);
+/* Descriptors that the daemon has open. */
+unsigned int daemon_fds(const struct daemon *d);
+/* Ends it by SIGTERM and waits; exits the test unless it ended with status 0. */
+void daemon_stop(struct daemon *d);
+
+#endif

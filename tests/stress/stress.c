@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* stress.c: tagged pages under eviction: not one wrong byte, whatever the operator does. */
+#include <err.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <linux/falloc.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "attach/native.h"
+#include "base/clock.h"
+#include "stress/daemon.h"
+
+/*
+ * Theory of operation
+ *
+ * The test process is the VMM. Each page of its RAM belongs to one worker thread, which remembers
+ * the page's generation and checks and rewrites it at random: every 64 bytes carry the page's
+ * number and generation, the rest is half noise, half zeroes. Meanwhile the main thread plays the
+ * operator and the VMM's other threads: limits up and down, forced reclaim, policies swapped,
+ * prefetch of everything, discards, RAM plugged and unplugged, pins. A wrong tag ends the test at
+ * once, with what was found; at the end all RAM is detached and checked once more.
+ */
+
+#define PAGE	   4096u
+#define LINE	   64u
+#define WORKERS	   2
+#define BLOCKS_MAX 4
+
+struct tag {
+	uint64_t page, generation;
+};
+
+struct area {
+	struct native_ram ram;
+	uint64_t first_page; /* in the numbering of the test */
+	size_t pages;
+	uint32_t *generation; /* 0: reads as zero */
+	_Atomic bool *busy;   /* a worker or the operator is at this page */
+	_Atomic bool in_use;
+};
+
+struct worker {
+	pthread_t thread;
+	uint64_t seed, checks, writes;
+	double hot; /* share of the accesses that go to a tenth of the pages */
+};
+
+static struct area areas[BLOCKS_MAX];
+static _Atomic bool stop;
+static struct worker workers[WORKERS];
+
+static uint64_t rng(uint64_t *s)
+{
+	*s ^= *s << 13;
+	*s ^= *s >> 7;
+	*s ^= *s << 17;
+	return *s;
+}
+
+static void write_page(char *p, uint64_t page, uint64_t generation, uint64_t *seed)
+{
+	bool noise = generation % 3;
+
+	for (size_t i = 0; i < PAGE; i += LINE) {
+		struct tag t = {page, generation};
+
+		if (noise)
+			for (size_t k = sizeof(t); k < LINE / 2 + sizeof(t); k += 8)
+				*(uint64_t *)(p + i + k) = rng(seed);
+		memcpy(p + i, &t, sizeof(t));
+	}
+}
+
+static void check_page(const char *p, uint64_t page, uint64_t generation, const char *when)
+{
+	for (size_t i = 0; i < PAGE; i += LINE) {
+		struct tag t;
+
+		memcpy(&t, p + i, sizeof(t));
+		if (generation ? t.page == page && t.generation == generation
+			       : t.page == 0 && t.generation == 0)
+			continue;
+		errx(1,
+		     "WRONG (%s): page %llu offset %zu: expected generation %llu, found page "
+		     "%llu generation %llu",
+		     when, (unsigned long long)page, i, (unsigned long long)generation,
+		     (unsigned long long)t.page, (unsigned long long)t.generation);
+	}
+}
+
+static bool take(struct area *a, size_t page)
+{
+	return !atomic_exchange(&a->busy[page], true);
+}
+
+static void give(struct area *a, size_t page)
+{
+	atomic_store(&a->busy[page], false);
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+
+	while (!atomic_load(&stop)) {
+		struct area *a = &areas[rng(&w->seed) % BLOCKS_MAX];
+		uint64_t r = rng(&w->seed);
+		size_t page;
+		char *p;
+
+		if (!atomic_load(&a->in_use))
+			continue;
+		page = (r >> 8) % a->pages;
+		if ((double)(r & 255) < w->hot * 256)
+			page /= 10;
+		if (!take(a, page))
+			continue;
+		if (atomic_load(&a->in_use)) {
+			p = (char *)a->ram.addr + page * PAGE;
+			check_page(p, a->first_page + page, a->generation[page], "access");
+			w->checks++;
+			if (r >> 63) {
+				write_page(p, a->first_page + page, ++a->generation[page],
+					   &w->seed);
+				w->writes++;
+			}
+		}
+		give(a, page);
+	}
+	return NULL;
+}
+
+static void area_make(struct area *a, const char *id, size_t bytes, enum native_kind kind,
+		      uint64_t first_page)
+{
+	int r = native_ram_make(&a->ram, id, bytes, kind);
+
+	if (r)
+		errx(1, "cannot make RAM %s: %s", id, strerror(-r));
+	a->first_page = first_page;
+	a->pages = bytes / PAGE;
+	a->generation = calloc(a->pages, sizeof(*a->generation));
+	a->busy = calloc(a->pages, sizeof(*a->busy));
+	if (!a->generation || !a->busy)
+		err(1, "calloc");
+}
+
+static void area_fill(struct area *a, uint64_t *seed)
+{
+	/* A tenth is never touched. */
+	for (size_t i = 0; i < a->pages; i++)
+		if (i % 10)
+			write_page((char *)a->ram.addr + i * PAGE, a->first_page + i,
+				   ++a->generation[i], seed);
+	atomic_store(&a->in_use, true);
+}
+
+/* Holds all pages of [first, first + n), so that no worker is in them. */
+static void take_range(struct area *a, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++)
+		while (!take(a, i))
+			usleep(50);
+}
+
+static void give_range(struct area *a, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++)
+		give(a, i);
+}
+
+struct operator
+{
+	struct daemon *d;
+	struct native *vmm;
+	uint64_t seed, ram_bytes;
+	enum native_kind kind;
+	bool plugged;
+	unsigned int did[8];
+};
+
+static void expect_return(struct operator* o, const char *what)
+{
+	if (!strstr(o->d->answer, "\"return\""))
+		errx(1, "%s: %.300s", what, o->d->answer);
+}
+
+static void do_limit(struct operator* o)
+{
+	uint64_t limit = o->ram_bytes / 8 * (1 + rng(&o->seed) % 8);
+
+	if (rng(&o->seed) % 8 == 0)
+		limit = 0;
+	daemon_ask(o->d,
+		   "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\",\"limit\":%llu}}",
+		   (unsigned long long)limit);
+	expect_return(o, "vm-set");
+}
+
+static void do_reclaim(struct operator* o)
+{
+	daemon_ask(o->d,
+		   "{\"execute\":\"vm-reclaim\",\"arguments\":{\"vm\":\"stress\",\"bytes\":%llu}}",
+		   (unsigned long long)(o->ram_bytes / (1 + rng(&o->seed) % 16)));
+	expect_return(o, "vm-reclaim");
+}
+
+static void do_prefetch(struct operator* o)
+{
+	daemon_ask(o->d, "{\"execute\":\"vm-prefetch\",\"arguments\":{\"vm\":\"stress\"}}");
+	expect_return(o, "vm-prefetch");
+}
+
+static void do_policy(struct operator* o)
+{
+	static const char *const policies[] = {"clock", "null", "example", "clock"};
+
+	daemon_ask(o->d,
+		   "{\"execute\":\"policy-set\",\"arguments\":{\"vm\":\"stress\",\"role\":"
+		   "\"reclaim\",\"policy\":\"%s\"}}",
+		   policies[rng(&o->seed) % 4]);
+	expect_return(o, "policy-set");
+}
+
+static void do_discard(struct operator* o)
+{
+	struct area *a = &areas[0];
+	size_t step = a->ram.page_bytes / PAGE, n = step * (1 + rng(&o->seed) % 4);
+	size_t first = rng(&o->seed) % (a->pages - n) / step * step;
+
+	take_range(a, first, n);
+	if (native_discard(o->vmm, a->ram.id, first * PAGE, n * PAGE))
+		errx(1, "discard: %s", native_error(o->vmm));
+	memset(a->generation + first, 0, n * sizeof(*a->generation));
+	for (size_t i = first; i < first + n; i += 1 + rng(&o->seed) % 3)
+		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "discarded");
+	give_range(a, first, n);
+}
+
+/* What a balloon does without telling anybody: the VMM punches its own file. */
+static void do_punch(struct operator* o)
+{
+	struct area *a = &areas[1];
+	size_t step = a->ram.page_bytes / PAGE, n = step * (1 + rng(&o->seed) % 4);
+	size_t first = rng(&o->seed) % (a->pages - n) / step * step;
+
+	take_range(a, first, n);
+	/* Of what is evicted nobody hears by this, so it has to be there: pinned. */
+	if (native_pin(o->vmm, a->ram.id, first * PAGE, n * PAGE))
+		errx(1, "pin: %s", native_error(o->vmm));
+	if (fallocate(a->ram.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      (off_t)(first * PAGE), (off_t)(n * PAGE)))
+		err(1, "fallocate");
+	memset(a->generation + first, 0, n * sizeof(*a->generation));
+	for (size_t i = first; i < first + n; i++)
+		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "punched");
+	if (native_unpin(o->vmm, a->ram.id, first * PAGE, n * PAGE))
+		errx(1, "unpin: %s", native_error(o->vmm));
+	give_range(a, first, n);
+}
+
+static void do_plug(struct operator* o)
+{
+	struct area *a = &areas[2];
+
+	if (!o->plugged) {
+		area_make(a, "plugged", o->ram_bytes / 4, o->kind, 1u << 30);
+		if (native_region_add(o->vmm, &a->ram))
+			errx(1, "region-add: %s", native_error(o->vmm));
+		area_fill(a, &o->seed);
+	} else {
+		atomic_store(&a->in_use, false);
+		take_range(a, 0, a->pages);
+		if (native_region_remove(o->vmm, "plugged", false))
+			errx(1, "region-remove: %s", native_error(o->vmm));
+		for (size_t i = 0; i < a->pages; i++)
+			check_page((char *)a->ram.addr + i * PAGE, a->first_page + i,
+				   a->generation[i], "unplugged");
+		native_ram_free(&a->ram);
+		free(a->generation);
+		free(a->busy);
+		a->generation = NULL;
+		a->busy = NULL;
+	}
+	o->plugged = !o->plugged;
+}
+
+static void do_pin(struct operator* o)
+{
+	struct area *a = &areas[0];
+	size_t step = a->ram.page_bytes / PAGE, n = step * 2;
+	size_t first = rng(&o->seed) % (a->pages - n) / step * step;
+
+	if (native_pin(o->vmm, a->ram.id, first * PAGE, n * PAGE))
+		errx(1, "pin: %s", native_error(o->vmm));
+	usleep(20000);
+	if (native_unpin(o->vmm, a->ram.id, first * PAGE, n * PAGE))
+		errx(1, "unpin: %s", native_error(o->vmm));
+}
+
+static void operate(struct operator* o, double seconds)
+{
+	static void (*const deeds[])(struct operator*) = {do_limit,  do_reclaim, do_prefetch,
+							  do_policy, do_discard, do_punch,
+							  do_plug,   do_pin};
+	uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9);
+
+	while (clock_ns() < end) {
+		unsigned int k = (unsigned int)(rng(&o->seed) % 8);
+
+		/* Unplugging a block under a small limit takes its time. */
+		if (k == 6 && rng(&o->seed) % 4)
+			continue;
+		deeds[k](o);
+		o->did[k]++;
+		usleep((useconds_t)(rng(&o->seed) % 20000));
+	}
+}
+
+static void check_all(const char *when)
+{
+	for (int k = 0; k < BLOCKS_MAX; k++)
+		for (size_t i = 0; areas[k].generation && i < areas[k].pages; i++)
+			check_page((char *)areas[k].ram.addr + i * PAGE, areas[k].first_page + i,
+				   areas[k].generation[i], when);
+}
+
+static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed)
+{
+	struct daemon d;
+	struct native_ram ram[2];
+	struct operator o = {.d = &d, .seed = seed, .ram_bytes = bytes, .kind = kind};
+	unsigned int fds;
+	uint64_t checks = 0, writes = 0;
+
+	daemon_start(&d, NULL);
+	fds = daemon_fds(&d);
+	area_make(&areas[0], "ram0", bytes / 2, kind, 1);
+	area_make(&areas[1], "ram1", bytes / 2, kind, 1u << 24);
+	ram[0] = areas[0].ram;
+	ram[1] = areas[1].ram;
+	if (native_open(d.attach, &o.vmm) ||
+	    native_attach(o.vmm, "stress", ram, 2, NATIVE_SERVE_ZAP))
+		errx(1, "attach: %s", native_error(o.vmm));
+	area_fill(&areas[0], &o.seed);
+	area_fill(&areas[1], &o.seed);
+	for (int i = 0; i < WORKERS; i++) {
+		workers[i] = (struct worker){.seed = seed + 77 + (uint64_t)i, .hot = i ? 0.9 : 0.0};
+		pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]);
+	}
+	operate(&o, seconds);
+	atomic_store(&stop, true);
+	for (int i = 0; i < WORKERS; i++) {
+		pthread_join(workers[i].thread, NULL);
+		checks += workers[i].checks;
+		writes += workers[i].writes;
+	}
+	check_all("at the end");
+	printf("checks %llu writes %llu evictions %llu faults %llu cancelled %llu busy %llu "
+	       "discards %llu parked %llu excess %llu lost %llu\n",
+	       (unsigned long long)checks, (unsigned long long)writes,
+	       (unsigned long long)daemon_vm_number(&d, "stress", "evictions"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "faults"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "evictions-cancelled"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "evictions-busy"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "discards"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "faults-parked"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "limit-excess"),
+	       (unsigned long long)daemon_vm_number(&d, "stress", "pages-lost"));
+	printf("limits %u reclaims %u prefetches %u policies %u discards %u punches %u plugs %u "
+	       "pins %u\n",
+	       o.did[0], o.did[1], o.did[2], o.did[3], o.did[4], o.did[5], o.did[6], o.did[7]);
+	if (!daemon_vm_number(&d, "stress", "evictions"))
+		errx(1, "nothing was evicted: this tested nothing");
+	if (native_detach(o.vmm))
+		errx(1, "detach: %s", native_error(o.vmm));
+	check_all("after the detach");
+	native_close(o.vmm, true);
+	for (int i = 0; i < 100 && daemon_fds(&d) > fds; i++)
+		usleep(50000);
+	if (daemon_fds(&d) > fds)
+		errx(1, "the daemon had %u descriptors before and has %u now", fds, daemon_fds(&d));
+	daemon_stop(&d);
+}
+
+int main(int argc, char **argv)
+{
+	enum native_kind kind = NATIVE_SHMEM;
+	double seconds = 10;
+	size_t mib = 128;
+	uint64_t seed = 1;
+	int opt;
+
+	while ((opt = getopt(argc, argv, "k:s:m:r:")) != -1) {
+		if (opt == 'k' && strcmp(optarg, "thp") == 0)
+			kind = NATIVE_THP;
+		else if (opt == 'k' && strcmp(optarg, "hugetlb") == 0)
+			kind = NATIVE_HUGETLB;
+		else if (opt == 's')
+			seconds = strtod(optarg, NULL);
+		else if (opt == 'm')
+			mib = strtoul(optarg, NULL, 10);
+		else if (opt == 'r')
+			seed = strtoull(optarg, NULL, 10);
+		else if (opt != 'k')
+			errx(2,
+			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed]");
+	}
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (seed == 0)
+		seed = clock_ns();
+	printf("seed %llu\n", (unsigned long long)seed);
+	run(kind, mib << 20, seconds, seed);
+	return 0;
+}
