@@ -217,7 +217,7 @@ static int start_sockets(struct daemon *d, gid_t group, struct error *e)
 			     d->config->metrics_listen, &d->metrics, e);
 	if (r)
 		return r;
-	r = listen_new(d->base, d->engine, in_folder(d, "attach.sock", path), SOCKET_MODE,
+	r = listen_new(d->engine, in_folder(d, "attach.sock", path), SOCKET_MODE,
 		       &d->listen, e);
 	if (!r && group != (gid_t)-1 && chown(path, (uid_t)-1, group))
 		log_warning("%s: its group could not be set: %s", path, error_text(errno));

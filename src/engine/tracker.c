@@ -23,8 +23,9 @@
  * Policy hooks and these calls run under vm.policy_lock, in evictor, keeper or job threads.
  */
 
-#define CHUNK 4096u /* units looked at at once: 16 MiB of small pages */
-#define ZAPS  128u
+#define CHUNK	     4096u /* units looked at at once: 16 MiB of small pages */
+#define ZAPS	     128u
+#define ZAP_PAUSE_NS (10 * NS_PER_S)
 
 static void set_bit(uint64_t *bitmap, uint64_t i)
 {
@@ -151,51 +152,71 @@ static int host_accessed(void *ctx, uint64_t first, uint64_t count, uint64_t *bi
 	return for_each_part(vm, first, count, present_part, bitmap);
 }
 
+/*
+ * Ranges to be dropped from the page tables of one process, gathered: a request to a client's
+ * helper is a round trip, and one for many ranges costs what one for a single one does.
+ */
 struct zap_batch {
+	struct attachment *att;
+	bool huge;
 	struct iovec v[ZAPS];
-	struct ebb_range ranges[ZAPS];
 	unsigned int n;
 	int result;
 };
 
-static void flush_zaps(struct attachment *att, struct zap_batch *z, bool huge)
+/* A client that did not answer is not asked again for a while: policy hooks wait for it. */
+static int ask_client(struct attachment *att, const struct zap_batch *z)
 {
+	struct ebb_range ranges[ZAPS];
+	int r = -ENOTSUP;
+
+	if (clock_ns() < atomic_load(&att->no_zap_until_ns))
+		return -ENOTSUP;
+	for (unsigned int i = 0; i < z->n; i++)
+		ranges[i] =
+			(struct ebb_range){(uint64_t)(uintptr_t)z->v[i].iov_base, z->v[i].iov_len};
+	pthread_mutex_lock(&att->client_lock);
+	if (att->ops && att->ops->zap)
+		r = att->ops->zap(att->client, ranges, z->n);
+	pthread_mutex_unlock(&att->client_lock);
+	if (r)
+		atomic_store(&att->no_zap_until_ns, clock_ns() + ZAP_PAUSE_NS);
+	return r;
+}
+
+static void flush_zaps(struct zap_batch *z)
+{
+	int r;
+
 	if (!z->n)
 		return;
-	if (!huge) {
-		z->result = pageout_zap(att->pidfd, z->v, z->n);
-	} else {
-		for (unsigned int i = 0; i < z->n; i++)
-			z->ranges[i] = (struct ebb_range){(uint64_t)(uintptr_t)z->v[i].iov_base,
-							  z->v[i].iov_len};
-		pthread_mutex_lock(&att->client_lock);
-		z->result = att->ops && att->ops->zap ? att->ops->zap(att->client, z->ranges, z->n)
-						      : -ENOTSUP;
-		pthread_mutex_unlock(&att->client_lock);
-	}
+	r = z->huge ? ask_client(z->att, z) : pageout_zap(z->att->pidfd, z->v, z->n);
+	if (r)
+		z->result = r;
 	z->n = 0;
 }
 
-/* Drops the page-table entries of the given units of one block in one process. */
+/* Drops the page-table entries of the given units of one block in every process. */
 static int zap_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
 {
-	struct zap_batch z = {.result = -ENOTSUP};
+	struct zap_batch *z = arg;
 
 	(void)at;
-	(void)arg;
 	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
 		struct mapping *m = atomic_load(&b->mappings[i]);
 		uint64_t u = unit, n = count;
 
 		if (!m || atomic_load(&m->att->dead) || !clip(m, &u, &n))
 			continue;
-		z.v[z.n++] =
+		if (z->n == ZAPS || z->att != m->att || z->huge != (b->kind == BLOCK_HUGETLB))
+			flush_zaps(z);
+		z->att = m->att;
+		z->huge = b->kind == BLOCK_HUGETLB;
+		z->v[z->n++] =
 			(struct iovec){(void *)(uintptr_t)mapping_addr(m, u), n << b->unit_shift};
-		flush_zaps(m->att, &z, b->kind == BLOCK_HUGETLB);
-		if (!z.result)
-			vm_add(b->vm, COUNTER_units_cleared, n);
+		vm_add(b->vm, COUNTER_units_cleared, n);
 	}
-	return z.result;
+	return 0;
 }
 
 static uint64_t cpu_ns(void)
@@ -209,19 +230,16 @@ static uint64_t cpu_ns(void)
 static int host_clear_accessed(void *ctx, const struct ebb_range *ranges, uint32_t n)
 {
 	struct vm *vm = ctx;
+	struct zap_batch z = {.n = 0};
 	uint64_t start = cpu_ns();
-	int result = 0;
 
 	if (!vm->has_tracker)
 		return -ENOTSUP;
-	for (uint32_t i = 0; i < n; i++) {
-		int r = for_each_part(vm, ranges[i].first, ranges[i].count, zap_part, NULL);
-
-		if (r)
-			result = r;
-	}
+	for (uint32_t i = 0; i < n; i++)
+		for_each_part(vm, ranges[i].first, ranges[i].count, zap_part, &z);
+	flush_zaps(&z);
 	vm_add(vm, COUNTER_scan_cpu_ns, cpu_ns() - start);
-	return result;
+	return z.result;
 }
 
 static uint32_t host_blocks(void *ctx, struct ebb_block *out, uint32_t max)
@@ -295,6 +313,7 @@ static int window_part(struct block *b, uint64_t unit, uint64_t count, uint64_t 
 	struct vm *vm = b->vm;
 	struct policy_instance *p = atomic_load(&vm->reclaim.instance);
 	uint64_t watched[CHUNK / 64], accessed[CHUNK / 64];
+	struct zap_batch z = {.n = 0};
 
 	(void)at;
 	(void)arg;
@@ -318,10 +337,11 @@ static int window_part(struct block *b, uint64_t unit, uint64_t count, uint64_t 
 				continue;
 			}
 			if (run)
-				zap_part(b, u + i - run, run, 0, NULL);
+				zap_part(b, u + i - run, run, 0, &z);
 			run = 0;
 		}
 	}
+	flush_zaps(&z);
 	return 0;
 }
 

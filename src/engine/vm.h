@@ -106,6 +106,7 @@ struct attachment {
 	pthread_mutex_t client_lock; /* around ops: the connection may go at any time */
 	const struct attach_client_ops *ops;
 	void *client;
+	_Atomic uint64_t no_zap_until_ns; /* a request was not answered */
 };
 
 /* A FIFO of recently evicted units, to tell refaults: see evict.c. */

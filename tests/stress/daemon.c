@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -58,6 +59,8 @@ void daemon_start(struct daemon *d, const char *const *args)
 	if (d->pid < 0)
 		err(1, "fork");
 	if (d->pid == 0) {
+		/* A test that is killed leaves no daemon behind. */
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		execv(binary, (char *const *)argv);
 		err(127, "%s", binary);
 	}

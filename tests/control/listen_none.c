@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* listen_none.c: a build without the attach module: nobody can attach. */
+/* listen_none.c: ebbd without an attach socket, for tests of the rest. */
 #include "base/log.h"
 #include "daemon/listen.h"
 
-int listen_new(struct event_base *base, struct engine *eng, const char *path, unsigned int mode,
-	       struct listen **out, struct error *e)
+int listen_new(struct engine *eng, const char *path, unsigned int mode, struct listen **out,
+	       struct error *e)
 {
-	(void)base;
 	(void)eng;
 	(void)mode;
 	(void)e;
