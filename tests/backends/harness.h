@@ -15,6 +15,14 @@
 
 #define UNIT_MAX (2u << 20)
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#else
+#define SANITIZED 0
+#endif
+
 /* One space's memory that outlives the backend; pass its address as space_ctx. */
 struct kept {
 	int fd; /* -1: not made yet */

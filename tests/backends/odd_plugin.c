@@ -205,6 +205,8 @@ __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_ent
 	case KIND_LIAR:
 		d.known.caps = 0;
 		break;
+	default: /* odd elsewhere */
+		break;
 	}
 	return &d.known;
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,7 +121,7 @@ static void successor(int fd, struct object *o)
 	for (int i = 0; i < OBJECTS; i++) {
 		int err;
 
-		switch (o[i].promise) {
+		switch (atomic_load(&o[i].promise)) {
 		case STORED:
 		case FREEING:
 			err = read_back(&r, &o[i], buf, want);
@@ -305,8 +306,7 @@ static void another_header_is_refused(void **state)
 		memcpy(wrong, header, sizeof(header));
 		wrong[at] ^= 0x41;
 		assert_int_equal(pwrite(fd, wrong, sizeof(wrong), 0), sizeof(wrong));
-		if (at == 16 || at == 20 || at == 32 || at == 36 || at < 16 || at == 24 || at == 28)
-			assert_int_equal(open_over(&r, dup(fd), UINT64_C(8) << 30), -1);
+		assert_int_equal(open_over(&r, dup(fd), UINT64_C(8) << 30), -1);
 		kept_release(&r.kept);
 	}
 	assert_int_equal(pwrite(fd, header, sizeof(header), 0), sizeof(header));
