@@ -148,59 +148,73 @@ static struct span *newest_span(struct clock *c)
 	return s;
 }
 
+/* What one step of the front hand clears. */
+struct clearing {
+	uint64_t wanted[CHUNK_WORDS]; /* units, from front on */
+	struct ebb_range ranges[RANGES_BATCH];
+	uint32_t used;
+	uint64_t units;
+};
+
+/*
+ * Chooses up to `most` resident units of [front, front + n); returns how far it came. Ranges are
+ * joined over what is not resident: there is nothing to clear in between, and each range costs the
+ * host a system call's worth, however short it is.
+ */
+static uint64_t choose(struct clock *c, uint64_t n, uint64_t most, struct clearing *x)
+{
+	uint64_t joined_from = 0, k; /* no range that ends before this one may be lengthened */
+
+	x->used = 0;
+	x->units = 0;
+	c->host->resident(c->host->ctx, c->front, n, x->wanted);
+	for (k = 0; k < n && x->units < most; k++) {
+		uint64_t unit = c->front + k;
+		struct ebb_range *last = x->used ? &x->ranges[x->used - 1] : NULL;
+
+		if (!x->wanted[k / 64]) {
+			k |= 63;
+			continue;
+		}
+		if (!bit_test(x->wanted, k))
+			continue;
+		if (backs_off(c, unit)) {
+			x->wanted[k / 64] &= ~(UINT64_C(1) << (k % 64));
+			joined_from = unit;
+			c->counting++;
+			c->backed_off++;
+			continue;
+		}
+		if (last && last->first >= joined_from)
+			last->count = unit - last->first + 1;
+		else if (x->used == RANGES_BATCH)
+			break;
+		else
+			x->ranges[x->used++] = (struct ebb_range){unit, 1};
+		x->units++;
+	}
+	return min_u64(k, n);
+}
+
 /*
  * Clears up to `most` units of [front, front + n); returns how far it came, or -errno. A RAM block
  * without a tracker is passed over: there may be others. Its units are left to the sweep.
  */
 static int64_t clear_chunk(struct clock *c, uint64_t n, uint64_t most, uint64_t *cleared)
 {
-	uint64_t bitmap[CHUNK_WORDS];
-	struct ebb_range ranges[RANGES_BATCH];
-	uint32_t used = 0;
-	uint64_t k;
-	int r;
+	struct clearing x;
+	uint64_t moved = choose(c, n, most, &x);
+	int r = x.used ? c->host->clear_accessed(c->host->ctx, x.ranges, x.used) : 0;
 
-	*cleared = 0;
-	c->host->resident(c->host->ctx, c->front, n, bitmap);
-	for (k = 0; k < n && *cleared < most; k++) {
-		uint64_t unit = c->front + k;
-		struct ebb_range *last = used ? &ranges[used - 1] : NULL;
-
-		if (!bitmap[k / 64]) {
-			k |= 63;
-			continue;
-		}
-		if (!bit_test(bitmap, k))
-			continue;
-		if (backs_off(c, unit)) {
-			c->counting++;
-			c->backed_off++;
-			continue;
-		}
-		if (last && last->first + last->count == unit)
-			last->count++;
-		else if (used == RANGES_BATCH)
-			break;
-		else
-			ranges[used++] = (struct ebb_range){unit, 1};
-		(*cleared)++;
-	}
-	k = min_u64(k, n);
-	r = used ? c->host->clear_accessed(c->host->ctx, ranges, used) : 0;
 	if (r && r != -ENOTSUP)
 		return r;
-	c->counting += *cleared;
-	if (r) {
-		c->refused += *cleared;
-		*cleared = 0;
-		return (int64_t)k;
-	}
-	if (used)
-		c->refused = 0;
-	for (uint32_t i = 0; i < used; i++)
-		for (uint64_t u = 0; u < ranges[i].count; u++)
-			c->state[ranges[i].first + u] |= STATE_CLEARED;
-	return (int64_t)k;
+	*cleared = r ? 0 : x.units;
+	c->counting += x.units;
+	c->refused = r ? c->refused + x.units : x.used ? 0 : c->refused;
+	for (uint64_t k = 0; *cleared && k < moved; k++)
+		if (bit_test(x.wanted, k))
+			c->state[c->front + k] |= STATE_CLEARED;
+	return (int64_t)moved;
 }
 
 static void finish_round(struct clock *c)

@@ -56,7 +56,9 @@ static int host_clear(void *ctx, const struct ebb_range *ranges, uint32_t n)
 		if (ranges[r].first < v->untracked)
 			return -ENOTSUP;
 		memset(v->accessed + ranges[r].first, 0, ranges[r].count);
-		v->cleared_units += ranges[r].count;
+		v->cleared_ranges++;
+		for (uint64_t u = ranges[r].first; u < ranges[r].first + ranges[r].count; u++)
+			v->cleared_units += v->state[u] == FAKE_RESIDENT;
 	}
 	return 0;
 }

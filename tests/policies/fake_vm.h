@@ -28,7 +28,8 @@ struct fake_vm {
 	uint64_t limit, headroom; /* units; limit 0: none */
 	struct policy_instance *reclaim, *prefetch;
 
-	uint64_t faults, hits, evictions, cleared_units, clear_calls, prefetched, prefetch_used;
+	uint64_t faults, hits, evictions, cleared_units, cleared_ranges, clear_calls, prefetched,
+		prefetch_used;
 	uint64_t bad_victims;		     /* named though not resident */
 	uint64_t urgent_calls, urgent_empty; /* nothing named although something was resident */
 	uint64_t logged;

@@ -243,6 +243,21 @@ static void test_work_is_in_proportion_to_demand(void **state)
 	fake_vm_free(&v);
 }
 
+/* Each range costs the host a system call: holes do not cut one in two, hot units do. */
+static void test_few_ranges_are_cleared(void **state)
+{
+	struct fake_vm v;
+
+	start(&v, 4000, 0);
+	set_option(v.reclaim, "distance", "90");
+	for (uint64_t u = 0; u < v.units; u += 3)
+		fake_vm_touch(&v, u);
+	fake_vm_reclaim(&v, 1000, false);
+	assert_true(v.cleared_units > 1000);
+	assert_true(v.cleared_ranges <= 2);
+	fake_vm_free(&v);
+}
+
 static void test_without_a_tracker(void **state)
 {
 	struct fake_vm v;
@@ -598,6 +613,7 @@ int main(void)
 		cmocka_unit_test(test_pinned_and_gone_units_are_never_named),
 		cmocka_unit_test(test_few_ranges_are_filled_and_no_more),
 		cmocka_unit_test(test_work_is_in_proportion_to_demand),
+		cmocka_unit_test(test_few_ranges_are_cleared),
 		cmocka_unit_test(test_without_a_tracker),
 		cmocka_unit_test(test_one_block_without_a_tracker),
 		cmocka_unit_test(test_begins_inside_the_memory),
