@@ -76,13 +76,14 @@ struct field {
 	int fd, uffd;
 	char *room; /* what is to be unmapped; the mapping is somewhere inside */
 	size_t room_bytes;
-	uint64_t at, bytes;
+	char *map;
+	uint64_t at, bytes; /* the mapping, as the ioctls want it */
 };
 
 static void field_end(struct field *f)
 {
 	fd_close(&f->uffd);
-	if (f->room)
+	if (f->room != MAP_FAILED)
 		munmap(f->room, f->room_bytes);
 	fd_close(&f->fd);
 }
@@ -92,7 +93,8 @@ static int field_map(struct field *f, int fd, uint64_t bytes)
 {
 	void *map;
 
-	*f = (struct field){.fd = fd, .uffd = -1, .bytes = bytes};
+	*f = (struct field){
+		.fd = fd, .uffd = -1, .bytes = bytes, .room = MAP_FAILED, .map = MAP_FAILED};
 	if (fd < 0)
 		return fd;
 	map = mmap(NULL, bytes + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -104,7 +106,10 @@ static int field_map(struct field *f, int fd, uint64_t bytes)
 	/* NORESERVE: nothing is taken from a pool of huge pages by just looking. */
 	map = mmap((void *)(uintptr_t)f->at, bytes, PROT_READ | PROT_WRITE,
 		   MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0);
-	return map == MAP_FAILED ? -errno : 0;
+	if (map == MAP_FAILED)
+		return -errno;
+	f->map = map;
+	return 0;
 }
 
 static int field_register(struct field *f, uint64_t features, uint64_t modes)
@@ -191,7 +196,7 @@ static void try_wp_shmem(struct sys_features *s)
 	int r = field_map(&f, memfd_make("try-wp", HUGE_BYTES), HUGE_BYTES);
 
 	if (!r) {
-		*(volatile char *)(uintptr_t)f.at = 1;
+		*(volatile char *)f.map = 1;
 		r = protect(&f);
 	}
 	field_end(&f);
@@ -271,13 +276,13 @@ static int collapse_over_hole(void)
 	int r = field_map(&f, memfd_make("try-collapse", HUGE_BYTES), HUGE_BYTES);
 
 	if (!r) {
-		memset((void *)(uintptr_t)f.at, 1, HUGE_BYTES);
+		memset(f.map, 1, HUGE_BYTES);
 		r = memfd_punch(f.fd, hole, PAGE_BYTES);
 	}
 	if (!r)
 		r = field_register(&f, 0, UFFDIO_REGISTER_MODE_MISSING);
 	if (!r) {
-		madvise((void *)(uintptr_t)f.at, HUGE_BYTES, MADV_COLLAPSE);
+		madvise(f.map, HUGE_BYTES, MADV_COLLAPSE);
 		r = memfd_next_data(f.fd, hole, hole + PAGE_BYTES, &start, &stop) ? 0 : -EAGAIN;
 	}
 	field_end(&f);
@@ -377,7 +382,7 @@ static void subject(int fd, int tell, pid_t parent)
 		report.error =
 			field_register(&f, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP);
 	for (uint64_t i = 0; i < TRY_PAGES && !report.error; i++)
-		((volatile char *)(uintptr_t)f.at)[i * PAGE_BYTES] = 7;
+		((volatile char *)f.map)[i * PAGE_BYTES] = 7;
 	report.at = f.at;
 	if (write(tell, &report, sizeof(report)) == sizeof(report))
 		for (;;)

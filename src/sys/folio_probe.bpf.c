@@ -157,8 +157,7 @@ extern void bpf_rcu_read_unlock(void) __ksym __weak;
 /* In which unit hugetlbfs indexes its page cache: huge pages until Linux 6.6, pages since. */
 enum huge_units { UNITS_UNSEEN = 0, UNITS_HUGE, UNITS_PAGES };
 
-/* Set by the loader before the program is loaded. */
-const volatile _Bool have_rcu = 0;
+const volatile struct folio_probe_config config = {};
 
 /* A fact about the kernel, learnt from the first huge page seen; every racing writer agrees. */
 static int huge_units;
@@ -249,10 +248,10 @@ static __noinline int walk(struct address_space *mapping, __u64 index, struct pl
 {
 	if (!p)
 		return 0;
-	if (have_rcu)
+	if (config.have_rcu)
 		bpf_rcu_read_lock();
 	descend(mapping, index, p);
-	if (have_rcu)
+	if (config.have_rcu)
 		bpf_rcu_read_unlock();
 	return 0;
 }

@@ -15,7 +15,6 @@
 #include <unistd.h>
 
 #include "sys/folio_probe_trial.h"
-#include "folio_probe.skel.h"
 
 /*
  * Theory of operation. What the probe looks at is told in folio_probe.bpf.c. Questions and answers
@@ -27,6 +26,15 @@
  * What this does not do: decide. A verdict of BUSY says that somebody holds the page, not who.
  */
 
+/* The compiled program; the build says where it is. */
+__asm__(".pushsection .rodata\n"
+	".balign 16\n"
+	"folio_probe_object:\n"
+	".incbin \"" FOLIO_PROBE_OBJECT "\"\n"
+	"folio_probe_object_end:\n"
+	".popsection\n");
+extern const char folio_probe_object[], folio_probe_object_end[];
+
 #define PROBE_SLOTS 64
 
 static_assert(sizeof(struct folio_probe_slot) % 8 == 0, "elements of the map lie side by side");
@@ -34,7 +42,7 @@ static_assert(sizeof(struct folio_probe_slot) * PROBE_SLOTS % 4096 == 0, "the ma
 static_assert(PROBE_SLOTS == 64, "a bit of one word each");
 
 struct folio_probe {
-	struct folio_probe_bpf *object;
+	struct bpf_object *object;
 	struct folio_probe_slot *slots;
 	_Atomic uint64_t taken;
 	int program; /* owned by object */
@@ -48,19 +56,34 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list ap)
 	return 0;
 }
 
+/* What is set in the object before it is loaded. */
+static int prepare(struct folio_probe *p, bool have_rcu)
+{
+	struct bpf_map *slots = bpf_object__find_map_by_name(p->object, "slots");
+	struct bpf_map *rodata = bpf_object__find_map_by_name(p->object, ".rodata");
+	struct folio_probe_config config = {.have_rcu = have_rcu};
+
+	if (!slots || !rodata)
+		return -EINVAL;
+	if (bpf_map__set_initial_value(rodata, &config, sizeof(config)) ||
+	    bpf_map__set_max_entries(slots, PROBE_SLOTS))
+		return -EINVAL;
+	return 0;
+}
+
 static int load_object(struct folio_probe *p, bool have_rcu)
 {
 	int r;
 
-	p->object = folio_probe_bpf__open();
+	p->object = bpf_object__open_mem(
+		folio_probe_object, (size_t)(folio_probe_object_end - folio_probe_object), NULL);
 	if (!p->object)
 		return -errno;
-	p->object->rodata->have_rcu = have_rcu;
-	r = bpf_map__set_max_entries(p->object->maps.slots, PROBE_SLOTS);
+	r = prepare(p, have_rcu);
 	if (!r)
-		r = folio_probe_bpf__load(p->object);
+		r = bpf_object__load(p->object);
 	if (r) {
-		folio_probe_bpf__destroy(p->object);
+		bpf_object__close(p->object);
 		p->object = NULL;
 	}
 	return r;
@@ -85,9 +108,9 @@ static int load(struct folio_probe *p, struct error *e)
 	if (r)
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
 				 "the folio probe does not fit this kernel: %s", error_text(r));
-	p->program = bpf_program__fd(p->object->progs.folio_probe);
+	p->program = bpf_program__fd(bpf_object__find_program_by_name(p->object, "folio_probe"));
 	p->slots = mmap(NULL, SLOTS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED,
-			bpf_map__fd(p->object->maps.slots), 0);
+			bpf_object__find_map_fd_by_name(p->object, "slots"), 0);
 	if (p->slots == MAP_FAILED)
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
 				 "the folio probe's map cannot be mapped: %s", error_text(errno));
@@ -126,7 +149,7 @@ void folio_probe_close(struct folio_probe *p)
 		return;
 	if (p->slots != MAP_FAILED)
 		munmap(p->slots, SLOTS_BYTES);
-	folio_probe_bpf__destroy(p->object);
+	bpf_object__close(p->object);
 	free(p);
 }
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/error.h"
 #include "sys/memfd.h"
 #include "sys/pagemap.h"
 #include "sys/uffd.h"
@@ -237,7 +238,7 @@ void kt_make_thp(char *map, char fill)
 {
 	memset(map, fill, KT_HUGE);
 	if (madvise(map, KT_HUGE, MADV_COLLAPSE))
-		SKIP("MADV_COLLAPSE makes no huge page of shmem here (%s)", strerror(errno));
+		SKIP("MADV_COLLAPSE makes no huge page of shmem here (%s)", error_text(errno));
 	memset(map, fill, KT_HUGE);
 }
 
@@ -285,10 +286,10 @@ int kt_uffd(uint64_t features)
 	int fd = uffd_new(), r;
 
 	if (fd < 0)
-		SKIP("no userfaultfd that serves kernel faults (%s)", strerror(-fd));
+		SKIP("no userfaultfd that serves kernel faults (%s)", error_text(fd));
 	r = uffd_api(fd, features, NULL);
 	if (r)
-		SKIP("userfaultfd features %#" PRIx64 " (%s)", features, strerror(-r));
+		SKIP("userfaultfd features %#" PRIx64 " (%s)", features, error_text(r));
 	return fd;
 }
 
@@ -387,7 +388,7 @@ int kt_try_pin(void *at, size_t bytes)
 	int ring = (int)syscall(SYS_io_uring_setup, 4, &params);
 
 	if (ring < 0)
-		SKIP("io_uring (%s)", strerror(errno));
+		SKIP("io_uring (%s)", error_text(errno));
 	if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &v, 1)) {
 		int r = -errno;
 

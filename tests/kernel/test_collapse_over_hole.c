@@ -2,6 +2,7 @@
 /* test_collapse_over_hole.c: collapsing into a huge page over evicted holes. */
 #include "kernel/kernel_test.h"
 
+#include "base/error.h"
 #include "sys/features.h"
 #include "sys/uffd.h"
 
@@ -28,7 +29,7 @@ int main(void)
 	r = madvise(map, KT_HUGE, MADV_COLLAPSE) ? errno : 0;
 	kt_access_start(&a, map);
 	if (r) {
-		kt_saw("a collapse over holes fails (%s) and leaves them alone", strerror(r));
+		kt_saw("a collapse over holes fails (%s) and leaves them alone", error_text(r));
 		CHECK(r == EBUSY || r == EINVAL || r == EAGAIN);
 		CHECK(!kt_cached(fd, 0));
 		CHECK(kt_message(uffd, &msg));
@@ -43,7 +44,7 @@ int main(void)
 	CHECK_EQ(features.collapse_safe, r != 0);
 	/* All there: a MISSING registration does not stand in the way, WP does. */
 	if (madvise(whole, KT_HUGE, MADV_COLLAPSE))
-		SKIP("MADV_COLLAPSE makes no huge page of shmem here (%s)", strerror(errno));
+		SKIP("MADV_COLLAPSE makes no huge page of shmem here (%s)", error_text(errno));
 	CHECK_EQ(kt_pmd_mapped(map), KT_HUGE + (r ? 0 : KT_HUGE));
 	CHECK_EQ(uffd_register(uffd, (uintptr_t)map, 2 * KT_HUGE,
 			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP),

@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "base/error.h"
 #include "sys/uffd.h"
 
 /* Relied on by the daemon: it registers and fills the memory of its clients, gives clients without
@@ -56,7 +57,7 @@ int main(void)
 	char c;
 
 	if (device < 0)
-		SKIP("/dev/userfaultfd (%s)", strerror(errno));
+		SKIP("/dev/userfaultfd (%s)", error_text(errno));
 	CHECK(!pipe(to) && !pipe(from));
 	pid = fork();
 	CHECK(pid >= 0);
