@@ -26,11 +26,15 @@
 #define MADV_COLLAPSE 25
 #endif
 
+#define SAVED_MAX 4
+
 /* What is to be put back at the end; a test program is one process with one such state. */
 static struct {
 	pid_t owner; /* forked children put nothing back */
-	uint64_t pool;
-	bool pool_changed;
+	int n;
+	struct {
+		char path[128], text[32];
+	} files[SAVED_MAX];
 } saved;
 
 #define POOL_DIR "/sys/kernel/mm/hugepages/hugepages-2048kB/"
@@ -47,14 +51,12 @@ static bool read_file(const char *path, uint64_t *value)
 	return good;
 }
 
-static bool write_file(const char *path, uint64_t value)
+static bool write_text(const char *path, const char *text)
 {
-	char text[32];
-	int fd = open(path, O_WRONLY | O_CLOEXEC), n;
-	bool good;
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t n = (ssize_t)strlen(text);
+	bool good = fd >= 0 && write(fd, text, (size_t)n) == n;
 
-	n = snprintf(text, sizeof(text), "%" PRIu64, value);
-	good = fd >= 0 && write(fd, text, (size_t)n) == n;
 	if (fd >= 0)
 		close(fd);
 	return good;
@@ -63,22 +65,13 @@ static bool write_file(const char *path, uint64_t value)
 /* Only calls that a signal handler may make. */
 static void restore(void)
 {
-	char text[24];
-	int fd, n = sizeof(text);
-	uint64_t v = saved.pool;
-
-	if (!saved.pool_changed || getpid() != saved.owner)
+	if (getpid() != saved.owner)
 		return;
-	saved.pool_changed = false;
-	do {
-		text[--n] = (char)('0' + v % 10);
-		v /= 10;
-	} while (v);
-	fd = open(POOL_DIR "nr_hugepages", O_WRONLY | O_CLOEXEC);
-	if (fd < 0 || write(fd, text + n, sizeof(text) - (size_t)n) < 0)
-		(void)!write(STDERR_FILENO, "the huge page pool was not put back\n", 36);
-	if (fd >= 0)
-		close(fd);
+	while (saved.n) {
+		saved.n--;
+		if (!write_text(saved.files[saved.n].path, saved.files[saved.n].text))
+			(void)!write(STDERR_FILENO, "a setting was not put back\n", 27);
+	}
 }
 
 static void on_signal(int number)
@@ -96,6 +89,42 @@ static void restore_at_end(void)
 	atexit(restore);
 	for (size_t i = 0; i < sizeof(signals) / sizeof(*signals); i++)
 		signal(signals[i], on_signal);
+}
+
+/* What a file holds: its line, or of "always [never]" the word in brackets. */
+static bool read_setting(const char *path, char *out, size_t size)
+{
+	char text[160] = "", *from = text, *to;
+	FILE *f = fopen(path, "re");
+
+	if (!f)
+		return false;
+	(void)!fgets(text, sizeof(text), f);
+	fclose(f);
+	if ((to = strchr(text, '['))) {
+		from = to + 1;
+		from[strcspn(from, "]")] = 0;
+	}
+	from[strcspn(from, "\n")] = 0;
+	return snprintf(out, size, "%s", from) < (int)size;
+}
+
+bool kt_set(const char *path, const char *text)
+{
+	int i = 0;
+
+	while (i < saved.n && strcmp(saved.files[i].path, path) != 0)
+		i++;
+	CHECK(i < SAVED_MAX && strlen(path) < sizeof(saved.files[i].path));
+	if (i == saved.n) {
+		if (!read_setting(path, saved.files[i].text, sizeof(saved.files[i].text)))
+			return false;
+		snprintf(saved.files[i].path, sizeof(saved.files[i].path), "%s", path);
+		if (!saved.n)
+			restore_at_end();
+		saved.n++;
+	}
+	return write_text(path, text);
 }
 
 void kt_failed(const char *file, int line, const char *what)
@@ -253,23 +282,20 @@ uint64_t kt_free_huge_pages(void)
 
 void kt_set_free_huge_pages(unsigned int pages)
 {
-	uint64_t total, spare = kt_free_huge_pages();
+	static int lock = -1;
+	uint64_t total;
+	char text[32];
 
-	if (!read_file(POOL_DIR "nr_hugepages", &total))
-		SKIP("no huge pages of 2 MiB in this kernel");
-	if (!saved.pool_changed) {
+	if (lock < 0) {
 		/* One at a time on this machine, whichever build it is from; held to the end. */
-		int lock = open(POOL_DIR "nr_hugepages", O_RDONLY | O_CLOEXEC);
-
-		CHECK(lock >= 0 && !flock(lock, LOCK_EX));
-		read_file(POOL_DIR "nr_hugepages", &total);
-		spare = kt_free_huge_pages();
-		saved.pool = total;
-		saved.pool_changed = true;
-		restore_at_end();
+		lock = open(POOL_DIR "nr_hugepages", O_RDONLY | O_CLOEXEC);
+		if (lock < 0)
+			SKIP("no huge pages of 2 MiB in this kernel");
+		CHECK(!flock(lock, LOCK_EX));
 	}
-	if (!write_file(POOL_DIR "nr_hugepages", total - spare + pages) ||
-	    kt_free_huge_pages() != pages)
+	CHECK(read_file(POOL_DIR "nr_hugepages", &total));
+	snprintf(text, sizeof(text), "%" PRIu64, total - kt_free_huge_pages() + pages);
+	if (!kt_set(POOL_DIR "nr_hugepages", text) || kt_free_huge_pages() != pages)
 		SKIP("cannot have %u free huge pages of 2 MiB", pages);
 }
 

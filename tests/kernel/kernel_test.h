@@ -73,6 +73,12 @@ void kt_need_huge_pages(unsigned int pages);
 void kt_set_free_huge_pages(unsigned int pages);
 uint64_t kt_free_huge_pages(void);
 
+/*
+ * Writes a setting of /sys or /proc that is put back at exit (of "always [never]" files the chosen
+ * word). False when there is no such file or it takes no such value.
+ */
+bool kt_set(const char *path, const char *text);
+
 /* ---- userfaultfd ---- */
 
 /* A non-blocking userfaultfd with these features; skips when it cannot be made. */

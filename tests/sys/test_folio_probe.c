@@ -225,6 +225,39 @@ static void test_huge_page_of_shmem(void **state)
 	close(fd);
 }
 
+/* Folios between one page and a huge one, since Linux 6.11. */
+static void test_middle_sized_folios(void **state)
+{
+	int fd = kt_memfd(KT_HUGE, false), ring;
+	char *map = kt_map(fd, KT_HUGE);
+
+	if (!kt_set("/sys/kernel/mm/transparent_hugepage/hugepages-64kB/shmem_enabled", "advise")) {
+		print_message("no folios of 64 KiB here: that part runs on Linux 6.12 and later\n");
+		return;
+	}
+	assert_int_equal(madvise(map, KT_HUGE, MADV_HUGEPAGE), 0);
+	memset(map, 1, KT_HUGE);
+	for (uint64_t i = 0; i < 512; i += 31)
+		assert_int_equal(settled(state, fd, i), FOLIO_IDLE);
+	ring = kt_pin(map + 37 * KT_PAGE, KT_PAGE);
+	for (uint64_t i = 0; i < 64; i++)
+		assert_int_equal(verdict(state, fd, i), i / 16 == 2 ? FOLIO_BUSY : FOLIO_IDLE);
+	kt_unpin(ring);
+	/* Some of its pages unmapped, some mapped twice. */
+	munmap(map + 33 * KT_PAGE, 3 * KT_PAGE);
+	assert_int_equal(mmap(map + 100 * KT_PAGE, KT_PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
+			      38 * KT_PAGE) == MAP_FAILED,
+			 0);
+	assert_int_equal(map[100 * KT_PAGE], 1);
+	assert_int_equal(settled(state, fd, 32), FOLIO_IDLE);
+	/* A hole splits it. */
+	assert_int_equal(kt_punch(fd, 40 * KT_PAGE, KT_PAGE), 0);
+	assert_int_equal(verdict(state, fd, 40), FOLIO_HOLE);
+	assert_int_equal(settled(state, fd, 41), FOLIO_IDLE);
+	munmap(map, KT_HUGE);
+	close(fd);
+}
+
 static void test_hugetlb(void **state)
 {
 	char *map, *second;
@@ -401,6 +434,7 @@ int main(void)
 		cmocka_unit_test(test_batch),
 		cmocka_unit_test(test_wrong_files),
 		cmocka_unit_test(test_huge_page_of_shmem),
+		cmocka_unit_test(test_middle_sized_folios),
 		cmocka_unit_test(test_many_threads),
 		cmocka_unit_test(test_pinned_page_while_mappings_change),
 		cmocka_unit_test(test_without_privileges),
