@@ -188,8 +188,13 @@ int run_watch(struct ctl *ctl)
 
 	interrupt_catch();
 	r = connection_open(&c, ctl->socket, &e);
-	while (!r) {
-		r = connection_next(&c, -1, &m, &e);
+	while (!r && !interrupt_taken()) {
+		/* Not for ever: the signal may come just before the wait begins. */
+		r = connection_next(&c, 500, &m, &e);
+		if (r == -ETIMEDOUT || r == -EINTR) {
+			r = 0;
+			continue;
+		}
 		if (r)
 			break;
 		if (ctl->json) {
@@ -205,5 +210,5 @@ int run_watch(struct ctl *ctl)
 		json_decref(m);
 	}
 	connection_close(&c);
-	return r == -EINTR ? CTL_OK : ctl_fail(&e);
+	return r ? ctl_fail(&e) : CTL_OK;
 }

@@ -382,6 +382,6 @@ void engine_host_info(struct engine *eng, struct host_info *out)
 	out->vms = eng->n_vms;
 	out->ram_bytes = eng->n_vms * 256 * MIB;
 	out->host_total_bytes = 8192 * MIB;
-	out->host_available_bytes = 4096 * MIB;
+	out->host_available_bytes = 1024 * MIB;
 	strcpy(out->probe_reason, "this engine is not real");
 }

@@ -124,16 +124,16 @@ def test_quit_drain(binary):
 def test_quit_drain_is_refused_where_it_does_not_fit(binary):
     with Daemon(binary) as d:
         c = d.client()
-        # The fake host has 4 GiB available.
-        for i in range(20):
+        # The fake host has 1 GiB available.
+        for i in range(5):
             attach(c, "guest%d" % i)
             c.call("vm-reclaim", vm="guest%d" % i, bytes=256 * MIB)
         try:
             c.call("quit", drain=True)
             raise AssertionError("was not refused")
         except Failed as e:
-            assert e.cls == "NoSpace" and "5120 MiB" in e.desc, e
-        assert len(c.call("query-vms")) == 20
+            assert e.cls == "NoSpace" and "1280 MiB" in e.desc, e
+        assert len(c.call("query-vms")) == 5
 
 
 def test_signal_ends_with_a_job_running(binary):
