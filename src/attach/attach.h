@@ -28,6 +28,13 @@ struct attach_config {
 	uint32_t message_timeout_ms; /* for the rest of a begun message, or to take an answer; 5000
 				      */
 	uint32_t request_timeout_ms; /* for a client's answer to a request of ours; 1000 */
+
+	/*
+	 * A VM is with the engine and its client has not been answered yet: the last chance to
+	 * give it its settings first. On a worker's thread; may block for a while. May be NULL.
+	 */
+	void (*attached)(void *ctx);
+	void *attached_ctx;
 };
 
 /*

@@ -76,7 +76,10 @@ static int run_attach(struct native_request *req, struct error *e)
 	attach.uffd = fd_take(&req->fds[0]);
 	memcpy(attach.vm_name, req->vm_name, sizeof(attach.vm_name));
 	memcpy(attach.uuid, req->uuid, sizeof(attach.uuid));
-	return engine_attach(req->conn->at->eng, &attach, &req->attachment, e);
+	r = engine_attach(req->conn->at->eng, &attach, &req->attachment, e);
+	if (!r && req->conn->at->config.attached)
+		req->conn->at->config.attached(req->conn->at->config.attached_ctx);
+	return r;
 }
 
 static int run_region_add(struct native_request *req, struct error *e)

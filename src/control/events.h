@@ -22,6 +22,11 @@ void event_queue_push(void *queue, const struct engine_event *ev);
 /* From now on the loop of base takes what is in the queue to c's clients; and no longer. */
 void event_queue_attach(struct event_queue *q, struct event_base *base, struct control *c);
 void event_queue_detach(struct event_queue *q);
+/*
+ * Waits until the loop has dealt with all that was pushed before, so that a VM that has just been
+ * attached has its settings; not longer than a second or two. Not from the loop.
+ */
+void event_queue_settle(void *queue);
 /* Takes what is in the queue now. Loop only. */
 void event_queue_drain(struct event_queue *q);
 

@@ -33,6 +33,7 @@
 struct settings {
 	const struct schema *schema;
 	char *path;
+	char *written; /* what the file holds, as far as we wrote it */
 	json_t *base, *kept;
 };
 
@@ -198,17 +199,25 @@ static int save(struct settings *s, struct error *e)
 	char temp[PATH_MAX];
 	int r;
 
+	if (text && s->written && strcmp(text, s->written) == 0) {
+		free(text);
+		return 0;
+	}
 	snprintf(temp, sizeof(temp), "%s.new", s->path);
 	r = text ? write_file(temp, text, strlen(text)) : -ENOMEM;
-	free(text);
 	if (!r && rename(temp, s->path))
 		r = -errno;
 	if (!r)
 		r = sync_folder(s->path);
-	if (r)
+	free(s->written);
+	s->written = NULL;
+	if (r) {
+		free(text);
 		return error_set(e, -r, ERROR_GENERIC,
 				 "done, but it will be forgotten with the daemon: %s: %s", s->path,
 				 error_text(r));
+	}
+	s->written = text;
 	return 0;
 }
 
@@ -242,6 +251,7 @@ void settings_free(struct settings *s)
 	json_decref(s->base);
 	json_decref(s->kept);
 	free(s->path);
+	free(s->written);
 	free(s);
 }
 

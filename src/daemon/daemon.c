@@ -218,7 +218,7 @@ static int start_sockets(struct daemon *d, gid_t group, struct error *e)
 	if (r)
 		return r;
 	r = listen_new(d->engine, in_folder(d, "attach.sock", path), SOCKET_MODE,
-		       &d->listen, e);
+		       event_queue_settle, d->events, &d->listen, e);
 	if (!r && group != (gid_t)-1 && chown(path, (uid_t)-1, group))
 		log_warning("%s: its group could not be set: %s", path, error_text(errno));
 	return r;
@@ -261,6 +261,8 @@ static void start_watchdog(struct daemon *d)
 
 static void end(struct daemon *d)
 {
+	if (d->events)
+		event_queue_detach(d->events); /* nobody waits for this loop any more */
 	listen_free(d->listen);
 	control_free(d->control);
 	metrics_http_free(d->metrics);

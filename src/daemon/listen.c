@@ -41,10 +41,11 @@ static void *loop(void *arg)
 	return NULL;
 }
 
-int listen_new(struct engine *eng, const char *path, unsigned int mode, struct listen **out,
-	       struct error *e)
+int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*attached)(void *ctx),
+	       void *ctx, struct listen **out, struct error *e)
 {
-	struct attach_config config = {.socket_path = path, .mode = mode};
+	struct attach_config config = {
+		.socket_path = path, .mode = mode, .attached = attached, .attached_ctx = ctx};
 	struct listen *l = calloc(1, sizeof(*l));
 	int r;
 

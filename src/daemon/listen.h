@@ -8,9 +8,12 @@
 struct engine;
 struct listen;
 
-/* Listens for VMMs on the unix socket at path. */
-int listen_new(struct engine *eng, const char *path, unsigned int mode, struct listen **out,
-	       struct error *e);
+/*
+ * Listens for VMMs on the unix socket at path. attached(ctx) is called, on some thread, when a VM
+ * is with the engine and before its client is answered.
+ */
+int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*attached)(void *ctx),
+	       void *ctx, struct listen **out, struct error *e);
 void listen_free(struct listen *l);
 
 #endif

@@ -333,6 +333,8 @@ int engine_policy_unload(struct engine *eng, const char *name, struct error *e)
 {
 	struct fake_plugin *p = find(eng->policies, eng->n_policies, name);
 
+	if (strcmp(name, "fake-event") == 0)
+		emit_each(eng);
 	if (!p)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND, "there is no policy '%.60s'", name);
 	*p = eng->policies[--eng->n_policies];

@@ -3,9 +3,11 @@
 #include "base/log.h"
 #include "daemon/listen.h"
 
-int listen_new(struct engine *eng, const char *path, unsigned int mode, struct listen **out,
-	       struct error *e)
+int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*attached)(void *ctx),
+	       void *ctx, struct listen **out, struct error *e)
 {
+	(void)attached;
+	(void)ctx;
 	(void)eng;
 	(void)mode;
 	(void)e;

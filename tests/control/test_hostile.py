@@ -145,7 +145,7 @@ def test_who_does_not_read_events_is_dropped(binary):
         # Each of these emits several events; the deaf one's buffer is 1 MiB.
         for _ in range(60):
             for _ in range(50):
-                c.start("backend-add", name="x", driver="fake-event")
+                c.start("policy-unload", name="fake-event")
             for _ in range(50):
                 c.answer()
             c.events.clear()

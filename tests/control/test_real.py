@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-3-Clause
+"""The real ebbd, driven through ebbctl, with a process whose memory it really takes."""
+import json
+import mmap
+import os
+import subprocess
+import sys
+
+from harness import BUILD, Daemon, ctl, main, wait_for
+
+MIB = 1 << 20
+SIZE = 96 * MIB
+
+# What is attached: fills memory that is half easy and half hard to compress, then compares it for
+# each line on its standard input.
+GUEST = r"""
+import fcntl, mmap, os, random, sys
+fd = os.memfd_create("ram", os.MFD_ALLOW_SEALING)
+os.ftruncate(fd, %d)
+fcntl.fcntl(fd, 1033, 2)  # F_ADD_SEALS, F_SEAL_SHRINK
+ram = mmap.mmap(fd, %d)
+rng = random.Random(5)
+pages = [rng.randbytes(64) * 32 + rng.randbytes(2048) for _ in range(64)]
+def page(i):
+    return i.to_bytes(8, "little") + pages[i %% 64][8:]
+for i in range(len(ram) // 4096):
+    ram[i * 4096:(i + 1) * 4096] = page(i)
+print("filled", flush=True)
+for line in sys.stdin:
+    bad = sum(ram[i * 4096:(i + 1) * 4096] != page(i) for i in range(len(ram) // 4096))
+    print(bad, flush=True)
+""" % (SIZE, SIZE)
+
+
+class Guest:
+    def __init__(self, daemon, name):
+        env = {**os.environ, "LD_PRELOAD": os.path.join(BUILD, "libebb-attach.so"),
+               "EBB_SOCKET": daemon.path("attach.sock"), "EBB_NAME": name}
+        env["LD_PRELOAD"] = os.environ.get("LD_PRELOAD", "") + " " + env["LD_PRELOAD"]
+        self.child = subprocess.Popen([sys.executable, "-c", GUEST], env=env, text=True,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.child.stdout.readline() == "filled\n"
+
+    def wrong_pages(self):
+        self.child.stdin.write("compare\n")
+        self.child.stdin.flush()
+        return int(self.child.stdout.readline())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.kill()
+        self.child.wait()
+        self.child.stdin.close()
+        self.child.stdout.close()
+
+
+def ask(d, *words):
+    r = ctl(d, "--json", *words)
+    assert r.returncode == 0, r
+    return json.loads(r.stdout)["return"]
+
+
+def vm(d, name="guest1"):
+    return ask(d, "query-vm", name)
+
+
+def attached(d, name="guest1"):
+    g = Guest(d, name)
+    wait_for(lambda: name in [v["name"] for v in ask(d, "query-vms")], "attached")
+    return g
+
+
+def evicted(d, at_least):
+    """Reclaims until that much is evicted: what was touched just now is not cold yet."""
+    def enough():
+        ask(d, "vm-reclaim", "guest1", "bytes=%d" % at_least)
+        return vm(d)["evicted-bytes"] >= at_least
+    wait_for(enough, "%d MiB evicted" % (at_least // MIB))
+
+
+def test_reclaim_prefetch_detach(binary):
+    with Daemon(binary) as d, attached(d) as g:
+        assert vm(d)["ram-bytes"] == SIZE
+        evicted(d, 32 * MIB)
+        v = vm(d)
+        assert v["stored-bytes"] > 0 and v["tiers"][0]["backend"] == "compressed", v
+        assert g.wrong_pages() == 0
+        v = vm(d)
+        assert v["faults"] > 0 and v["fault-latency-us"]["count"] > 0, v
+        evicted(d, 32 * MIB)
+        assert ask(d, "vm-prefetch", "guest1")["prefetched-bytes"] > 0
+        evicted(d, 16 * MIB)
+        ask(d, "vm-detach", "guest1")
+        assert ask(d, "query-vms") == [] and g.wrong_pages() == 0
+
+
+def test_settings_wait_for_the_vm(binary):
+    """A limit that was set before the daemon was killed is there when the VM's attach is answered."""
+    with Daemon(binary, "[vm *]\nweight = 77\n[vm guest1]\nlimit = 64M\n") as d:
+        with attached(d) as g:
+            v = vm(d)
+            assert (v["limit-bytes"], v["weight"]) == (64 * MIB, 77), v
+            wait_for(lambda: vm(d)["resident-bytes"] <= 64 * MIB, "below the limit")
+            assert g.wrong_pages() == 0
+            ask(d, "vm-set", "guest1", "limit=48M")
+            ask(d, "policy-set", "guest1", "role=prefetch", "policy=null")
+        wait_for(lambda: ask(d, "query-vms") == [], "gone with its process")
+        with attached(d):
+            v = vm(d)
+            assert (v["limit-bytes"], v["prefetch-policy"]) == (48 * MIB, "null"), v
+
+
+def test_plugins(binary):
+    with Daemon(binary) as d:
+        assert [b["state"] for b in ask(d, "query-backends")] == ["ready"]
+        ask(d, "backend-add", "strong", "driver=compressed", "codec=zstd")
+        r = ctl(d, "backend-add", "bad", "driver=compressed", "codec=none-such")
+        assert r.returncode == 1 and "codec" in r.stderr, r
+        r = ctl(d, "backend-add", "bad", "driver=none-such")
+        assert r.returncode == 1 and "none-such" in r.stderr, r
+        ask(d, "policy-load", "example")
+        assert "example" in [p["name"] for p in ask(d, "query-policies")]
+        r = ctl(d, "policy-load", "evil", "file=/etc/passwd")
+        assert r.returncode == 1, r
+        with attached(d) as g:
+            ask(d, "vm-set", "guest1", "tiers=strong")
+            evicted(d, 16 * MIB)
+            tiers = {t["backend"]: t["units-bytes"] for t in vm(d)["tiers"]}
+            assert tiers["strong"] >= 16 * MIB, tiers
+            ask(d, "policy-set", "guest1", "role=reclaim", "policy=example")
+            ask(d, "backend-remove", "strong")
+            assert [b["name"] for b in ask(d, "query-backends")] == ["compressed"]
+            assert g.wrong_pages() == 0
+
+
+def test_quit_drain(binary):
+    with Daemon(binary) as d, attached(d) as g:
+        evicted(d, 32 * MIB)
+        ask(d, "quit", "drain=true")
+        assert d.wait() == 0
+        assert g.wrong_pages() == 0
+
+
+if not os.path.exists("/dev/userfaultfd") or os.geteuid():
+    print("needs root and /dev/userfaultfd; scripts/check runs it in the lab's guests")
+    sys.exit(77)
+main(globals())
