@@ -7,7 +7,7 @@
 int folio_probe_open(struct folio_probe **out, struct error *e)
 {
 	return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
-			 "this build has no folio probe (made without clang, bpftool or libbpf)");
+			 "this build has no folio probe (made without clang or libbpf)");
 }
 
 void folio_probe_close(struct folio_probe *p)
