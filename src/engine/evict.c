@@ -565,6 +565,8 @@ static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint
 	commit(c, b, n);
 	punch(c, b, n);
 	freed = finish(c, b, n);
+	if (freed && b->kind == BLOCK_HUGETLB)
+		huge_reserve_fill(b->vm);
 	tell_policy(c, b, n);
 	return freed;
 }

@@ -196,6 +196,14 @@ uint64_t reclaim_bound(uint64_t limit);
 /* Wakes faults that were parked, when there is room again. */
 void reclaim_unpark(struct vm *vm);
 
+/* ---- huge_reserve.c ---- */
+/* Takes reservations up to what the VM's headroom asks for; as far as the pool has pages. */
+void huge_reserve_fill(struct vm *vm);
+/* Gives one back to the pool, for a fill that follows at once; false when there is none. */
+bool huge_reserve_release(struct vm *vm);
+uint64_t huge_reserve_bytes(const struct vm *vm);
+void huge_reserve_drop(struct vm *vm);
+
 /* ---- tracker.c: the host table that policies see ---- */
 void tracker_host_init(struct vm *vm, struct vm_policy *p);
 /* Takes one access window for a VM whose policy wants it. */

@@ -112,7 +112,7 @@ static int check_fits(struct vm *vm, struct error *e)
 			small += n << b->unit_shift;
 	}
 	pthread_rwlock_unlock(&vm->structure);
-	if (huge > huge_free)
+	if (huge > huge_free + huge_reserve_bytes(vm))
 		return error_set(e, ENOSPC, ERROR_NO_SPACE,
 				 "%llu bytes of huge pages are needed, %llu are free",
 				 (unsigned long long)huge, (unsigned long long)huge_free);

@@ -192,6 +192,8 @@ int unit_fill(struct block *b, uint64_t unit, const void *data)
 	if (!m)
 		return -ENXIO;
 	addr = mapping_addr(m, unit);
+	if (b->kind == BLOCK_HUGETLB)
+		huge_reserve_release(b->vm);
 	while (done < bytes) {
 		int64_t r;
 

@@ -106,6 +106,7 @@ void vm_put(struct vm *vm)
 	if (!vm || atomic_fetch_sub(&vm->refs, 1) != 1)
 		return;
 	policies_detach(vm);
+	huge_reserve_drop(vm);
 	backends_close_spaces(vm);
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++)
 		block_free(atomic_load(&vm->blocks[i]));

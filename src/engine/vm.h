@@ -33,6 +33,7 @@
 
 #define BLOCK_MAPPINGS_MAX 32
 #define BLOCK_PINS_MAX	   256
+#define HUGE_RESERVE_MAX   16
 #define VM_STORES_MAX	   16 /* surviving memory pieces: page tables and backend spaces */
 
 enum vm_counter {
@@ -175,6 +176,7 @@ struct vm {
 	_Atomic uint64_t counter[COUNTERS];
 	struct hist fault_latency;
 	struct recent_ring recent;
+	_Atomic(void *) huge_reserve[HUGE_RESERVE_MAX];
 
 	/* Reclaim. */
 	_Atomic bool kicked;		/* an evictor was told to look */
