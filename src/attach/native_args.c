@@ -218,6 +218,21 @@ int native_parse_remove(struct native_request *req, json_t *args, struct error *
 	return r;
 }
 
+int native_parse_share(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"id", "pid", NULL};
+	int r = args_known(args, known, e);
+
+	if (!r)
+		r = member_name(args, "arguments", "id", req->id, sizeof(req->id), e);
+	/* The process is kept where other commands have their offset. */
+	if (!r && json_object_get(args, "pid"))
+		r = member_u64(args, "arguments", "pid", &req->offset, e);
+	if (!r && req->offset > INT32_MAX)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "arguments.pid is no process");
+	return r;
+}
+
 int native_parse_range(struct native_request *req, json_t *args, struct error *e)
 {
 	static const char *const known[] = {"id", "offset", "size", NULL};

@@ -109,6 +109,11 @@ static int run_unpin(struct native_request *req, struct error *e)
 	return engine_unpin(req->attachment, req->id, req->offset, req->size, e);
 }
 
+static int run_share(struct native_request *req, struct error *e)
+{
+	return engine_share(req->attachment, req->id, (pid_t)req->offset, &req->progress, e);
+}
+
 static int run_detach(struct native_request *req, struct error *e)
 {
 	int r = engine_detach(req->attachment, &req->progress, e);
@@ -146,6 +151,7 @@ static const struct native_command commands[] = {
 	{"discard", NATIVE_ATTACHED, 0, 0, native_parse_range, run_discard},
 	{"pin", NATIVE_ATTACHED, 0, 0, native_parse_range, run_pin},
 	{"unpin", NATIVE_ATTACHED, 0, 0, native_parse_range, run_unpin},
+	{"share", NATIVE_ATTACHED, 0, 0, native_parse_share, run_share},
 	{"detach", NATIVE_ATTACHED, 0, 0, native_parse_nothing, run_detach},
 };
 

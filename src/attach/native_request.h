@@ -66,6 +66,7 @@ struct native_command {
 int native_parse_attach(struct native_request *req, json_t *args, struct error *e);
 int native_parse_region(struct native_request *req, json_t *args, struct error *e);
 int native_parse_remove(struct native_request *req, json_t *args, struct error *e);
+int native_parse_share(struct native_request *req, json_t *args, struct error *e);
 int native_parse_range(struct native_request *req, json_t *args, struct error *e);
 int native_parse_nothing(struct native_request *req, json_t *args, struct error *e);
 

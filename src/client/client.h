@@ -38,6 +38,7 @@ struct region {
 	bool named;	   /* the file has a name: its content outlives the process */
 	bool dontfork;	   /* the VMM keeps it from its children */
 	bool shared;	   /* its descriptor has left the process */
+	pid_t peer;	   /* for whom, at last; 0: several, or not known */
 	bool zapping;	   /* the helper drops page-table entries of it now */
 	unsigned int busy; /* MADV_POPULATE_* calls under way */
 	uint64_t since_ns; /* when it was mapped */
@@ -57,6 +58,7 @@ struct op {
 	unsigned int region;   /* index, except for OP_DETACH */
 	uint64_t serial;       /* of that region */
 	uint64_t offset, size; /* OP_DISCARD: bytes in the region */
+	pid_t peer;	       /* OP_SHARE: who gets it; 0: not known */
 	bool discard;	       /* OP_REMOVE: what is evicted may be dropped */
 	bool unwatched;	       /* nobody waits for it: freed when answered */
 	int result;	       /* 0, or -errno */
@@ -157,7 +159,7 @@ void client_populating(struct client *c, void *addr, size_t bytes, int by);
 /* MADV_DONTFORK (true) or MADV_DOFORK on a range. */
 void client_dontfork(struct client *c, void *addr, size_t bytes, bool on);
 /* fd is about to leave the process: what is evicted of its file comes back first. Waits. */
-void client_before_share(struct client *c, int fd);
+void client_before_share(struct client *c, int fd, pid_t peer);
 /* The VMM registers (or has unregistered) a range with a userfaultfd of its own. Waits. */
 void client_step_aside(struct client *c, uint64_t addr, uint64_t bytes);
 void client_step_back(struct client *c, uint64_t addr, uint64_t bytes);

@@ -118,8 +118,13 @@ EXPORT int fallocate(int fd, int mode, off_t off, off_t len)
 }
 ALIAS(fallocate) int fallocate64(int fd, int mode, off_t off, off_t len);
 
-static void share_descriptors(const struct msghdr *msg)
+static void share_descriptors(int sock, const struct msghdr *msg)
 {
+	struct ucred peer = {0};
+	socklen_t len = sizeof(peer);
+
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &len))
+		peer.pid = 0;
 	for (struct cmsghdr *m = CMSG_FIRSTHDR(msg); m; m = CMSG_NXTHDR((struct msghdr *)msg, m)) {
 		size_t n = (m->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 
@@ -129,7 +134,7 @@ static void share_descriptors(const struct msghdr *msg)
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(m) + i * sizeof(int), sizeof(int));
-			client_before_share(&the_client, fd);
+			client_before_share(&the_client, fd, peer.pid);
 		}
 	}
 }
@@ -137,7 +142,7 @@ static void share_descriptors(const struct msghdr *msg)
 EXPORT ssize_t sendmsg(int sock, const struct msghdr *msg, int flags)
 {
 	if (msg && msg->msg_control && hooks_ready())
-		share_descriptors(msg);
+		share_descriptors(sock, msg);
 	return real.sendmsg(sock, msg, flags);
 }
 

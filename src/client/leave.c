@@ -20,7 +20,7 @@
  * Until the daemon has answered, whoever gets the descriptor would read zeroes where content is
  * evicted. So this waits as long as the daemon lives, and through its death until it is back.
  */
-static void share_region(struct client *c, unsigned int i)
+static void share_region(struct client *c, unsigned int i, pid_t peer)
 {
 	uint64_t start = clock_ns(), serial = c->regions[i].serial;
 	bool told = false;
@@ -33,6 +33,7 @@ static void share_region(struct client *c, unsigned int i)
 
 		if (op) {
 			op->size = c->regions[i].size;
+			op->peer = peer;
 			r = op_wait(c, op, 0);
 		}
 		if (!r)
@@ -53,7 +54,7 @@ static void share_region(struct client *c, unsigned int i)
 	}
 }
 
-void client_before_share(struct client *c, int fd)
+void client_before_share(struct client *c, int fd, pid_t peer)
 {
 	struct stat st;
 
@@ -67,8 +68,9 @@ void client_before_share(struct client *c, int fd)
 		if (!region_is_file(r, st.st_dev, st.st_ino))
 			continue;
 		/* Sent again each time: the next one to get it may be another process. */
+		r->peer = r->shared && r->peer != peer ? 0 : peer;
 		r->shared = true;
-		share_region(c, i);
+		share_region(c, i, peer);
 	}
 	pthread_mutex_unlock(&c->lock);
 }

@@ -90,6 +90,8 @@ int message_op(const struct client *c, const struct op *op, char *buf, size_t by
 	case OP_SHARE:
 		json_add(&t, "\"id\":");
 		json_add_string(&t, r->id);
+		if (op->peer > 0)
+			json_add(&t, ",\"pid\":%d", (int)op->peer);
 		break;
 	case OP_DETACH:
 		break;

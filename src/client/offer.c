@@ -127,6 +127,7 @@ void offer_taken(struct client *c, unsigned int i)
 	op = op_submit(c, c->no_share ? OP_PIN : OP_SHARE, i);
 	if (op) {
 		op->size = c->regions[i].size;
+		op->peer = c->regions[i].peer;
 		op->unwatched = true;
 	}
 }

@@ -641,6 +641,7 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	att->vm = vm; /* takes the reference */
 	if (att->secondary) {
 		/* No eviction may run that does not know of the new mapping. */
+		atomic_fetch_add(&vm->joining, 1);
 		vm_suspend(vm, SUSPEND_SHARED, true);
 		engine_barrier(eng);
 		r = attach_regions(att, req, e);
@@ -660,8 +661,10 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	if (r)
 		goto fail;
 	atomic_store(&att->refs, 2); /* the VM's and the caller's */
-	if (att->secondary)
-		vm_suspend(vm, SUSPEND_SHARED, false);
+	if (att->secondary) {
+		atomic_fetch_sub(&vm->joining, 1);
+		vm_forget_peer(vm, att->pid);
+	}
 	keeper_check_foreign(vm);
 	engine_emit(eng, EVENT_VM_ATTACHED, vm->name, "", (uint64_t)att->pid, "%s",
 		    att->secondary ? "secondary mapping" : "");
@@ -678,8 +681,11 @@ fail:
 	else
 		unlink_vm(vm);
 	engine_barrier(eng);
-	if (att->secondary)
-		vm_suspend(vm, SUSPEND_SHARED, false);
+	if (att->secondary) {
+		/* It was not let in; if it was expected, it still is. */
+		atomic_fetch_sub(&vm->joining, 1);
+		vm_check_peers(vm);
+	}
 	attachment_free(att);
 	vm_put(vm);
 	return r;

@@ -138,6 +138,13 @@ int engine_pin(struct attachment *a, const char *id, uint64_t offset, uint64_t b
 int engine_unpin(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
 		 struct error *e);
 /*
+ * The region's memfd is about to leave the process, for process `peer` (0: not known). Unless that
+ * one is attached already, all of the VM is brought back and nothing is evicted any more until it
+ * attaches (as a secondary) or is gone: it would read zeroes over holes. Long.
+ */
+int engine_share(struct attachment *a, const char *id, pid_t peer, struct progress *p,
+		 struct error *e);
+/*
  * Clean detach of this attachment: for the primary, everything evicted is brought back, then all
  * is unregistered and the VM is forgotten; -ENOSPC when it would not fit. Long.
  */

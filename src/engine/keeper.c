@@ -112,6 +112,7 @@ void keeper_check_foreign(struct vm *vm)
 				    vm->name, (int)found.pid, found.comm);
 	}
 	vm_suspend(vm, SUSPEND_FOREIGN, foreign);
+	vm_check_peers(vm);
 }
 
 /* Without the probe, memory that is locked or pinned for DMA stops eviction. */

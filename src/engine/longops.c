@@ -170,6 +170,7 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 	if (a->secondary) {
 		/* Its own registration goes; what is missing it would read as zeroes, so first
 		 * everything comes back, and stays until this process is gone or attached anew. */
+		atomic_fetch_add(&vm->joining, 1);
 		vm_suspend(vm, SUSPEND_SHARED, true);
 		engine_barrier(vm->eng);
 		r = restore_vm(vm, p);
@@ -178,7 +179,8 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 				  error_text(r));
 		else
 			attachment_leave(a);
-		vm_suspend(vm, SUSPEND_SHARED, false);
+		atomic_fetch_sub(&vm->joining, 1);
+		vm_check_peers(vm);
 		keeper_check_foreign(vm);
 		return r;
 	}
@@ -188,6 +190,38 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 	r = detach(vm, p, e);
 	vm_put(vm);
 	return r;
+}
+
+int engine_share(struct attachment *a, const char *id, pid_t peer, struct progress *p,
+		 struct error *e)
+{
+	struct vm *vm = a->vm;
+	bool known = false, attached = false;
+	int r;
+
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		known |= b && !atomic_load(&b->gone) && strcmp(b->id, id) == 0;
+	}
+	if (!known)
+		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no region %s", id);
+	for (unsigned int i = 0; peer && i < VM_ATTACH_MAX; i++) {
+		struct attachment *att = atomic_load(&vm->attachments[i]);
+
+		attached |= att && att->pid == peer && !atomic_load(&att->dead);
+	}
+	if (attached)
+		return 0;
+	if (vm_expect_peer(vm, peer))
+		log_warning("VM %s: too many processes were given its RAM", vm->name);
+	/* No eviction begins after the flag; after the barrier none is under way. */
+	engine_barrier(vm->eng);
+	r = restore_vm(vm, p);
+	if (r)
+		return error_set(e, -r, ERROR_NO_SPACE, "cannot bring the RAM back: %s",
+				 error_text(r));
+	return 0;
 }
 
 int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, struct error *e)

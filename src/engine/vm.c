@@ -3,6 +3,7 @@
 #include "engine/vm.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -200,6 +201,61 @@ void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
 		if ((reasons & texts[i].bit) && n < bytes)
 			n += (size_t)snprintf(buf + n, bytes - n, "%s%s", n ? "; " : "",
 					      texts[i].text);
+}
+
+int vm_expect_peer(struct vm *vm, pid_t pid)
+{
+	bool known = false;
+	int r = 0;
+
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < vm->n_peers; i++)
+		known |= vm->peers[i] == pid;
+	if (!known && vm->n_peers == VM_PEERS_MAX)
+		r = -ENOSPC;
+	else if (!known)
+		vm->peers[vm->n_peers++] = pid;
+	pthread_mutex_unlock(&vm->lock);
+	/* Also with -ENOSPC: whom we cannot remember must not read holes either. */
+	vm_suspend(vm, SUSPEND_SHARED, true);
+	return r;
+}
+
+/* Drops the peers that `gone` says yes to; with none left eviction may go on. */
+static void drop_peers(struct vm *vm, bool (*gone)(pid_t peer, pid_t pid), pid_t pid)
+{
+	bool any;
+
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = vm->n_peers; i-- > 0;)
+		if (gone(vm->peers[i], pid))
+			vm->peers[i] = vm->peers[--vm->n_peers];
+	any = vm->n_peers;
+	pthread_mutex_unlock(&vm->lock);
+	if (!any)
+		vm_suspend(vm, SUSPEND_SHARED, false);
+}
+
+static bool is_peer(pid_t peer, pid_t pid)
+{
+	return peer == 0 || peer == pid;
+}
+
+static bool has_exited(pid_t peer, pid_t pid)
+{
+	(void)pid;
+	return peer != 0 && kill(peer, 0) && errno == ESRCH;
+}
+
+void vm_forget_peer(struct vm *vm, pid_t pid)
+{
+	drop_peers(vm, is_peer, pid);
+}
+
+void vm_check_peers(struct vm *vm)
+{
+	if (atomic_load(&vm->suspended) & SUSPEND_SHARED && !atomic_load(&vm->joining))
+		drop_peers(vm, has_exited, 0);
 }
 
 void vm_suspend(struct vm *vm, enum suspend_reason reason, bool on)

@@ -34,6 +34,7 @@
 #define BLOCK_MAPPINGS_MAX 32
 #define BLOCK_PINS_MAX	   256
 #define HUGE_RESERVE_MAX   16
+#define VM_PEERS_MAX	   32
 #define VM_STORES_MAX	   16 /* surviving memory pieces: page tables and backend spaces */
 
 enum vm_counter {
@@ -187,6 +188,10 @@ struct vm {
 	_Atomic uint64_t last_limit_event_ns, limit_set_ns;
 	_Atomic unsigned int evictors; /* threads at work on this VM */
 
+	/* Processes that were given the RAM's memfd and have not attached; under lock. */
+	_Atomic unsigned int joining; /* secondaries that are attaching or leaving */
+	pid_t peers[VM_PEERS_MAX];
+	unsigned int n_peers;
 	/* Why nothing may be evicted, as bits; 0: go on. */
 	_Atomic uint32_t suspended;
 
@@ -266,6 +271,15 @@ void vm_store_close(struct vm *vm, const char *name);
 
 /* Why eviction is suspended, as a sentence; "" when it is not. */
 void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes);
+/*
+ * A process was given the RAM (expected), or need not be waited for any more; 0 stands for one that
+ * is not known. Sets and clears SUSPEND_SHARED. -ENOSPC: too many.
+ */
+int vm_expect_peer(struct vm *vm, pid_t pid);
+void vm_forget_peer(struct vm *vm, pid_t pid);
+/* Those that have exited are not waited for. */
+void vm_check_peers(struct vm *vm);
+
 /* Sets or clears a reason; raises EVENT_VM_SUSPENDED when the whole changes. */
 void vm_suspend(struct vm *vm, enum suspend_reason reason, bool on);
 

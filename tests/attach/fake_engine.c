@@ -159,6 +159,15 @@ int engine_unpin(struct attachment *a, const char *id, uint64_t offset, uint64_t
 	return 0;
 }
 
+int engine_share(struct attachment *a, const char *id, pid_t peer, struct progress *p,
+		 struct error *e)
+{
+	(void)p;
+	(void)e;
+	note(a->eng, "share %s %s %d", a->vm, id, (int)peer);
+	return 0;
+}
+
 int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 {
 	(void)p;

@@ -93,6 +93,8 @@ class Good(Base):
                  "pin vm3 ram 0+4096"),
                 (dict(execute="unpin", arguments=dict(id="ram", offset=0, size=4096)), [],
                  "unpin vm3 ram 0+4096"),
+                (dict(execute="share", arguments=dict(id="ram", pid=77)), [], "share vm3 ram 77"),
+                (dict(execute="share", arguments=dict(id="ram")), [], "share vm3 ram 0"),
                 (dict(execute="region-remove", arguments=dict(id="dimm0")), [],
                  "region-remove vm3 dimm0"),
                 (dict(execute="region-remove", arguments=dict(id="ram", discard=True)), [],
