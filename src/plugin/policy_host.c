@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <time.h>
 
 #include "plugin/policy_private.h"
 
@@ -20,7 +22,9 @@
  *
  * Put aside: each hook has a budget of time of its own (the engine's services that it calls are
  * not counted). A call over budget may be the scheduler's doing, so an instance fails only when
- * OVERRUNS_MAX of the last 64 calls of one hook overran. From then on every hook answers as the
+ * OVERRUNS_MAX of the last 64 calls of one hook overran; on the fault path, where the budget is
+ * far shorter than a time slice, those after the first count only if the hook itself used the CPU
+ * for so long, or went to sleep. From then on every hook answers as the
  * null policy does, which is always safe, and policy_failed() says why; the instance is kept until
  * the engine detaches it. Nothing here can protect from a hook that never returns or that writes
  * where it should not: a daemon that died under a policy comes back without it.
@@ -34,9 +38,10 @@
  * the plugin made in attach() until detach().
  */
 
-#define OVERRUNS_MAX	 8
-#define SERIAL_BUDGET_NS (50 * NS_PER_MS)
-#define FAULT_BUDGET_NS	 (20 * NS_PER_US)
+#define OVERRUNS_MAX	    8
+#define SERIAL_BUDGET_NS    (50 * NS_PER_MS)
+#define FAULT_BUDGET_NS	    (20 * NS_PER_US)
+#define PREEMPTED_BUDGET_NS (200 * NS_PER_US)
 /* More than this on one fault is no reading ahead any more. */
 #define PREFETCH_UNITS_MAX 1024
 #define STATS_MAX	   256
@@ -115,6 +120,36 @@ static void hook_end(struct policy_instance *i, enum policy_hook hook, uint64_t 
 	ns -= ns < i->service_ns ? ns : i->service_ns;
 	hist_record(&i->time, ns);
 	note_time(i, hook, ns);
+}
+
+/* What the calling thread did itself, however long it was kept from running. */
+struct own_time {
+	uint64_t cpu_ns;
+	long sleeps, preemptions;
+};
+
+static struct own_time own_time(void)
+{
+	struct timespec t;
+	struct rusage u;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	getrusage(RUSAGE_THREAD, &u);
+	return (struct own_time){.cpu_ns = (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec,
+				 .sleeps = u.ru_nvcsw,
+				 .preemptions = u.ru_nivcsw};
+}
+
+/* Two system calls: only for an instance that is under suspicion. */
+static bool was_kept_waiting(const struct own_time *before)
+{
+	struct own_time now = own_time();
+	uint64_t allowed_ns = FAULT_BUDGET_NS;
+
+	/* To lose the CPU and come back to cold caches is charged to the thread, too. */
+	if (now.preemptions != before->preemptions)
+		allowed_ns = PREEMPTED_BUDGET_NS;
+	return now.sleeps == before->sleeps && now.cpu_ns - before->cpu_ns <= allowed_ns;
 }
 
 /*
@@ -318,17 +353,24 @@ void policy_on_resize(struct policy_instance *i, uint64_t units)
 uint32_t policy_prefetch_fault(struct policy_instance *i, const struct ebb_fault *f,
 			       struct ebb_range *out, uint32_t max)
 {
+	struct own_time before = {0};
 	uint64_t begin, ns;
+	bool suspect;
 	uint32_t n;
 
 	if (!max || !policy_wants_faults(i))
 		return 0;
+	suspect = atomic_load_explicit(&i->recent[HOOK_PREFETCH_FAULT], memory_order_relaxed);
+	if (suspect)
+		before = own_time();
 	begin = clock_ns();
 	policy_on_fault_path = true;
 	n = i->policy->desc.on_fault(i->data, f, out, max);
 	policy_on_fault_path = false;
 	ns = clock_ns() - begin;
 	hist_record(&i->time, ns);
+	if (suspect && ns > FAULT_BUDGET_NS && was_kept_waiting(&before))
+		ns = FAULT_BUDGET_NS;
 	note_time(i, HOOK_PREFETCH_FAULT, ns);
 	return clip(i, out, n, max, PREFETCH_UNITS_MAX);
 }

@@ -7,10 +7,17 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
 
 #include "fake_vm.h"
 
@@ -415,23 +422,67 @@ static void test_seldom_slow_hook_is_forgiven(void **state)
 	policy_unload(p);
 }
 
+/* Asleep or at work, it is the hook's own doing. */
 static void test_slow_fault_hook_is_put_aside(void **state)
+{
+	static const char *const ways[] = {"fault-us", "fault-busy-us"};
+	struct policy *p = fake_load("tests", "slow");
+	const struct ebb_fault f = {.unit = 1};
+	struct ebb_range out[1];
+
+	for (int way = 0; way < 2; way++) {
+		struct policy_instance *i;
+		struct fake_vm v;
+
+		fake_vm_init(&v, UNITS);
+		i = attach(p, &v, EBB_POLICY_PREFETCH);
+		set_option(i, ways[way], "500");
+		for (int k = 0; k < 8; k++) {
+			assert_null(policy_failed(i));
+			policy_prefetch_fault(i, &f, out, 1);
+		}
+		assert_non_null(policy_failed(i));
+		assert_non_null(strstr(policy_failed(i), "on_fault"));
+		policy_detach(i);
+		fake_vm_free(&v);
+	}
+	policy_unload(p);
+}
+
+/* On a busy host the scheduler may take the CPU away at any point: not the hook's doing. */
+static void test_a_preempted_fault_hook_is_not(void **state)
 {
 	struct policy *p = fake_load("tests", "slow");
 	const struct ebb_fault f = {.unit = 1};
 	struct policy_instance *i;
 	struct ebb_range out[1];
+	cpu_set_t all, one;
 	struct fake_vm v;
+	pid_t rival;
 
+	/* A rival on the same CPU, that takes it whenever it is left. */
+	assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+	CPU_ZERO(&one);
+	for (int cpu = 0; cpu < CPU_SETSIZE && !CPU_COUNT(&one); cpu++)
+		if (CPU_ISSET(cpu, &all))
+			CPU_SET(cpu, &one);
+	assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+	rival = fork();
+	assert_true(rival >= 0);
+	if (!rival) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			clock_ns();
+	}
 	fake_vm_init(&v, UNITS);
 	i = attach(p, &v, EBB_POLICY_PREFETCH);
-	set_option(i, "fault-us", "200");
-	for (int k = 0; k < 8; k++) {
-		assert_null(policy_failed(i));
+	set_option(i, "yield", "1");
+	for (int k = 0; k < 100; k++)
 		policy_prefetch_fault(i, &f, out, 1);
-	}
-	assert_non_null(policy_failed(i));
-	assert_non_null(strstr(policy_failed(i), "on_fault"));
+	kill(rival, SIGKILL);
+	waitpid(rival, NULL, 0);
+	assert_int_equal(sched_setaffinity(0, sizeof(all), &all), 0);
+	assert_null(policy_failed(i));
 	policy_detach(i);
 	fake_vm_free(&v);
 	policy_unload(p);
@@ -546,6 +597,7 @@ int main(void)
 		cmocka_unit_test(test_slow_serial_hook_is_put_aside),
 		cmocka_unit_test(test_seldom_slow_hook_is_forgiven),
 		cmocka_unit_test(test_slow_fault_hook_is_put_aside),
+		cmocka_unit_test(test_a_preempted_fault_hook_is_not),
 		cmocka_unit_test(test_the_hosts_own_time_is_not_charged),
 		cmocka_unit_test(test_failed_resize_is_put_aside),
 		cmocka_unit_test(test_faults_beside_serial_hooks),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* slow.c: a policy for tests: hooks that take their time, alone or in a service of the host. */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -9,7 +10,8 @@
 
 struct sloth {
 	const struct ebb_policy_host *host;
-	uint64_t pick_us, fault_us;
+	uint64_t pick_us, fault_us, fault_busy_us;
+	int yield;	/* on_fault gives the CPU to whoever wants it */
 	int in_service; /* pick_victims lets the host be slow instead */
 	uint64_t picks, ticks;
 };
@@ -21,6 +23,19 @@ static void take(uint64_t us)
 
 	if (us)
 		nanosleep(&t, NULL);
+}
+
+static void compute(uint64_t us)
+{
+	struct timespec t;
+	uint64_t begin, now;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	begin = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+	do {
+		clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+		now = (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+	} while (now - begin < us);
 }
 
 static int slow_attach(const struct ebb_policy_host *host, const struct ebb_policy_vm *vm,
@@ -49,6 +64,10 @@ static int slow_config(void *instance, const struct ebb_policy_option *opt, char
 		x->pick_us = strtoull(opt->value, NULL, 10);
 	else if (strcmp(opt->name, "fault-us") == 0)
 		x->fault_us = strtoull(opt->value, NULL, 10);
+	else if (strcmp(opt->name, "fault-busy-us") == 0)
+		x->fault_busy_us = strtoull(opt->value, NULL, 10);
+	else if (strcmp(opt->name, "yield") == 0)
+		x->yield = atoi(opt->value);
 	else if (strcmp(opt->name, "in-service") == 0)
 		x->in_service = atoi(opt->value);
 	else
@@ -62,6 +81,10 @@ static uint32_t slow_on_fault(void *instance, const struct ebb_fault *fault, str
 	struct sloth *x = instance;
 
 	take(x->fault_us);
+	if (x->fault_busy_us)
+		compute(x->fault_busy_us);
+	if (x->yield)
+		sched_yield();
 	if (!max)
 		return 0;
 	out[0] = (struct ebb_range){0, 1};
