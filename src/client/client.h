@@ -92,7 +92,6 @@ struct client {
 	bool require, secondary, in_qemu;
 
 	/* Written by the helper alone, without the lock. */
-	int sock;
 	uint64_t retry_ns, backoff_ns;
 	bool one_by_one;       /* an attach with all regions was refused: offer one */
 	unsigned int next_one; /* where to look for that one */
@@ -117,7 +116,9 @@ struct client {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* an op or a region changed its state, or the link its own */
 	enum link_state link;
-	int uffd; /* our duplicate, for as long as anything is registered with it */
+	int sock;     /* changed by the helper only */
+	bool sending; /* the helper is; nobody else may then */
+	int uffd;     /* our duplicate, for as long as anything is registered with it */
 	struct region regions[CLIENT_REGIONS_MAX];
 	struct op ops[CLIENT_OPS_MAX];
 	struct zap zap;
@@ -203,13 +204,16 @@ struct region *op_region(struct client *c, const struct op *op);
 /* ---- ops.c: messages to the daemon ---- */
 
 /*
- * Queues a message and wakes the helper. Returns it, or NULL when there is no connection or no
- * room. With the lock held.
+ * Queues a message. Returns it, for the caller to fill in and to start, or NULL when there is no
+ * connection or no room. With the lock held.
  */
 struct op *op_submit(struct client *c, enum op_kind kind, unsigned int region);
+/* Sends it, or has the helper do so. With the lock held; does not block. */
+void op_start(struct client *c, struct op *op);
 /*
- * Waits for the answer (0: for as long as the connection lives) and gives the op back. Returns
- * its result, -ETIMEDOUT or -ENOTCONN. With the lock held; it is released while waiting.
+ * Starts it if it was not, and waits for the answer (0: for as long as the connection lives) and
+ * gives the op back. Returns its result, -ETIMEDOUT or -ENOTCONN. With the lock held; it is
+ * released while waiting.
  */
 int op_wait(struct client *c, struct op *op, unsigned int ms);
 /* The first queued op, or the one whose answer is due; NULL. With the lock held. */

@@ -38,6 +38,8 @@ static struct op *submit_discard(struct client *c, unsigned int i, uint64_t from
 static void await_discards(struct client *c, struct op **ops, unsigned int n)
 {
 	for (unsigned int i = 0; i < n; i++)
+		op_start(c, ops[i]);
+	for (unsigned int i = 0; i < n; i++)
 		op_wait(c, ops[i], DISCARD_WAIT_MS);
 }
 

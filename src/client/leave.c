@@ -210,6 +210,7 @@ void client_fork_child(struct client *c)
 	client_drop_fd(c, c->uffd);
 	c->sock = c->wake = c->uffd = -1;
 	c->link = LINK_NONE;
+	c->sending = false;
 	c->pid = getpid();
 	c->retry_ns = c->backoff_ns = 0;
 	memset(c->ops, 0, sizeof(c->ops));

@@ -26,8 +26,10 @@ void link_set(struct client *c, enum link_state link)
 
 void link_close(struct client *c)
 {
+	pthread_mutex_lock(&c->lock);
 	client_drop_fd(c, c->sock);
 	c->sock = -1;
+	pthread_mutex_unlock(&c->lock);
 	link_io.have = 0;
 }
 
@@ -162,8 +164,17 @@ int link_await(struct client *c, struct answer *a, int *fd)
 
 int link_send(struct client *c, size_t len, const int *fds, int n_fds)
 {
+	int r;
+
 	link_io.message[len] = '\n';
-	return fd_send(c->sock, link_io.message, len + 1, fds, n_fds);
+	pthread_mutex_lock(&c->lock);
+	c->sending = true;
+	pthread_mutex_unlock(&c->lock);
+	r = fd_send(c->sock, link_io.message, len + 1, fds, n_fds);
+	pthread_mutex_lock(&c->lock);
+	c->sending = false;
+	pthread_mutex_unlock(&c->lock);
+	return r;
 }
 
 /* ---- the connection ---- */
@@ -194,7 +205,9 @@ int link_connect(struct client *c)
 		return -ECONNABORTED;
 	}
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+	pthread_mutex_lock(&c->lock);
 	c->sock = client_keep_fd(c, fd);
+	pthread_mutex_unlock(&c->lock);
 	link_io.have = 0;
 	return 0;
 }

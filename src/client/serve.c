@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* serve.c: what goes to the daemon and what comes from it, once attached. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -157,12 +158,20 @@ void serve_ops(struct client *c)
 			return;
 		}
 		len = message_op(c, op, link_io.message, LINK_MESSAGE_BYTES - 1, fds, &n_fds);
+		/* It always fits: names are bounded. */
+		if (len < 0) {
+			op_done(c, op, len);
+			pthread_mutex_unlock(&c->lock);
+			continue;
+		}
 		/* A duplicate: the region may go while its message is under way. */
 		if (n_fds)
-			fd = dup(fds[0]);
+			fd = fcntl(fds[0], F_DUPFD_CLOEXEC, 3);
+		/* Before the lock goes, or another thread's message could overtake this one. */
 		op->state = OP_SENT;
+		c->sending = true;
 		pthread_mutex_unlock(&c->lock);
-		r = len < 0 ? len : link_send(c, (size_t)len, &fd, n_fds);
+		r = link_send(c, (size_t)len, &fd, n_fds);
 		if (fd >= 0)
 			real.close(fd);
 		if (r) {
