@@ -40,6 +40,8 @@ struct region {
 	bool shared;	   /* its descriptor has left the process */
 	pid_t peer;	   /* for whom, at last; 0: several, or not known */
 	bool zapping;	   /* the helper drops page-table entries of it now */
+	unsigned int pins; /* in place of "share", until unpin_ns */
+	uint64_t unpin_ns;
 	unsigned int busy; /* MADV_POPULATE_* calls under way */
 	uint64_t since_ns; /* when it was mapped */
 	uint64_t refused_until_ns;
@@ -47,7 +49,7 @@ struct region {
 	char id[CLIENT_NAME_MAX];
 };
 
-enum op_kind { OP_ADD, OP_REMOVE, OP_DISCARD, OP_SHARE, OP_PIN, OP_DETACH };
+enum op_kind { OP_ADD, OP_REMOVE, OP_DISCARD, OP_SHARE, OP_PIN, OP_UNPIN, OP_DETACH };
 enum op_state { OP_FREE, OP_QUEUED, OP_SENT, OP_DONE };
 
 /* A message to the daemon; answers come in the order of sending. */

@@ -222,13 +222,17 @@ static void close_uffd(struct client *c)
 void link_let_go(struct client *c)
 {
 	close_uffd(c);
-	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
-		if (c->regions[i].state == REGION_OFFERED || c->regions[i].state == REGION_MANAGED)
-			c->regions[i].state = REGION_NEW;
+	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
+		struct region *r = &c->regions[i];
+
+		r->pins = 0;
+		if (r->state == REGION_OFFERED || r->state == REGION_MANAGED)
+			r->state = REGION_NEW;
+	}
 	link_set(c, LINK_NONE);
 }
 
-static bool still_registered(struct client *c)
+bool link_registered(struct client *c)
 {
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
 		const struct region *r = &c->regions[i];
@@ -251,7 +255,7 @@ bool link_orphaned(struct client *c)
 	link_set(c, LINK_ORPHANED);
 	op_fail_all(c, -ENOTCONN);
 	c->zap.id = 0;
-	if (still_registered(c))
+	if (link_registered(c))
 		return false;
 	link_let_go(c);
 	return true;
@@ -274,7 +278,7 @@ void link_lost(struct client *c)
 void link_check_orphan(struct client *c)
 {
 	pthread_mutex_lock(&c->lock);
-	if (!still_registered(c))
+	if (!link_registered(c))
 		link_let_go(c);
 	pthread_mutex_unlock(&c->lock);
 	c->retry_ns = clock_ns() + ORPHAN_CHECK_NS;

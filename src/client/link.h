@@ -55,6 +55,8 @@ int link_await(struct client *c, struct answer *a, int *fd);
 void link_set(struct client *c, enum link_state link);
 /* Nothing is registered any more: start afresh. With the lock held. */
 void link_let_go(struct client *c);
+/* Is any range registered with our userfaultfd? With the lock held. */
+bool link_registered(struct client *c);
 /*
  * There is no connection any more, but there is a userfaultfd. True when nothing is registered
  * with it, so that it was given up. With the lock held.

@@ -64,7 +64,8 @@ int message_op(const struct client *c, const struct op *op, char *buf, size_t by
 	static const char *const names[] = {
 		[OP_ADD] = "region-add",  [OP_REMOVE] = "region-remove",
 		[OP_DISCARD] = "discard", [OP_SHARE] = "share",
-		[OP_PIN] = "pin",	  [OP_DETACH] = "detach",
+		[OP_PIN] = "pin",	  [OP_UNPIN] = "unpin",
+		[OP_DETACH] = "detach",
 	};
 	const struct region *r = &c->regions[op->region];
 	struct json_text t = {.buf = buf, .cap = bytes};
@@ -83,6 +84,7 @@ int message_op(const struct client *c, const struct op *op, char *buf, size_t by
 		break;
 	case OP_DISCARD:
 	case OP_PIN:
+	case OP_UNPIN:
 		json_add(&t, "\"id\":");
 		json_add_string(&t, r->id);
 		json_add(&t, ",\"offset\":%" PRIu64 ",\"size\":%" PRIu64, op->offset, op->size);

@@ -10,6 +10,25 @@
 #define ATTACH_REGIONS 32		 /* in one message; the rest follow by region-add */
 #define SETTLE_NS      (200 * NS_PER_MS) /* new RAM is left alone: it may be preallocated */
 
+/* A message's regions must not overlap in a file; a second mapping of one follows by region-add. */
+static bool overlaps_chosen(const struct client *c, const bool *chosen, const struct region *r)
+{
+	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
+		const struct region *at = &c->regions[i];
+
+		if (chosen[i] && region_is_file(at, r->dev, r->ino) &&
+		    r->offset < at->offset + at->size && at->offset < r->offset + r->size)
+			return true;
+	}
+	return false;
+}
+
+/* A back end does not preallocate, and until it has attached it can be in the way of the VM. */
+static uint64_t settled_ns(const struct client *c, const struct region *r)
+{
+	return c->secondary ? 0 : r->since_ns + SETTLE_NS;
+}
+
 /* Which regions go into the attach; 0 when none, or when one is not ready. *ready_ns: when. */
 static unsigned int choose(struct client *c, bool *chosen, uint64_t *ready_ns)
 {
@@ -24,11 +43,13 @@ static unsigned int choose(struct client *c, bool *chosen, uint64_t *ready_ns)
 
 		if (r->state != REGION_NEW || n == (c->one_by_one ? 1 : ATTACH_REGIONS))
 			continue;
-		if (r->busy || r->since_ns + SETTLE_NS > now) {
-			*ready_ns = r->busy ? 0 : r->since_ns + SETTLE_NS;
+		if (r->busy || settled_ns(c, r) > now) {
+			*ready_ns = r->busy ? 0 : settled_ns(c, r);
 			memset(chosen, 0, CLIENT_REGIONS_MAX * sizeof(*chosen));
 			return 0;
 		}
+		if (overlaps_chosen(c, chosen, r))
+			continue;
 		chosen[i] = true;
 		n++;
 		if (c->one_by_one)
@@ -202,7 +223,7 @@ uint64_t offer_attach(struct client *c)
 	return clock_ns();
 }
 
-/* RAM that came later. Returns when to look again, 0: never. */
+/* RAM that came later, and pins that end. Returns when to look again, 0: never. */
 uint64_t offer_more(struct client *c)
 {
 	uint64_t now = clock_ns(), next = 0;
@@ -212,11 +233,21 @@ uint64_t offer_more(struct client *c)
 		struct region *r = &c->regions[i];
 		struct op *op;
 
+		if (r->pins && r->unpin_ns <= now) {
+			op = op_submit(c, OP_UNPIN, i);
+			if (op) {
+				op->size = r->size;
+				op->unwatched = true;
+				r->pins--;
+			}
+		}
+		if (r->pins && (!next || r->unpin_ns < next))
+			next = r->unpin_ns;
 		if (r->state != REGION_NEW || r->busy)
 			continue;
-		if (r->since_ns + SETTLE_NS > now) {
-			if (!next || r->since_ns + SETTLE_NS < next)
-				next = r->since_ns + SETTLE_NS;
+		if (settled_ns(c, r) > now) {
+			if (!next || settled_ns(c, r) < next)
+				next = settled_ns(c, r);
 			continue;
 		}
 		op = op_submit(c, OP_ADD, i);

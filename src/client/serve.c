@@ -9,6 +9,13 @@
 #include "client/link.h"
 #include "client/real.h"
 
+/*
+ * A daemon that does not know "share" looks for processes that map the RAM without being attached
+ * from time to time. Pinned for long enough, RAM is not evicted until whoever got its descriptor
+ * has mapped it and has been seen, or has attached.
+ */
+#define PIN_FOR_SHARE_NS (30 * NS_PER_S)
+
 static void finish_op(struct client *c, struct op *op, const struct answer *a)
 {
 	struct region *r = op_region(c, op);
@@ -42,6 +49,12 @@ static void finish_op(struct client *c, struct op *op, const struct answer *a)
 			say("%s: discard failed: %s", r->id, a->desc);
 		break;
 	case OP_PIN:
+		if (!result && r) {
+			r->pins++;
+			r->unpin_ns = clock_ns() + PIN_FOR_SHARE_NS;
+		}
+		break;
+	case OP_UNPIN:
 	case OP_DETACH:
 		break;
 	}
@@ -60,13 +73,15 @@ static bool take_answer(struct client *c, struct json_span line)
 {
 	struct answer a;
 	struct op *op;
-	bool gone = false;
+	bool gone = false, dismissed = false;
 
 	link_read_answer(line, &a);
 	pthread_mutex_lock(&c->lock);
 	op = op_first(c, OP_SENT);
 	if (op) {
-		gone = op->kind == OP_DETACH && !a.result;
+		/* An operator can detach the VM; we hear of it when we next ask for something. */
+		dismissed = a.result == -ENOENT && !link_registered(c);
+		gone = op->kind == OP_DETACH && (!a.result || dismissed);
 		finish_op(c, op, &a);
 		if (gone)
 			detached(c);
@@ -76,6 +91,8 @@ static bool take_answer(struct client *c, struct json_span line)
 		link_close(c);
 		/* A fork or exec follows; a child that maps the RAM must be seen first. */
 		c->retry_ns = clock_ns() + BACKOFF_LAST_NS;
+	} else if (dismissed) {
+		link_lost(c);
 	}
 	return !op;
 }

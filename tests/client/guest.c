@@ -89,6 +89,29 @@ static int do_read(char **a)
 	return 0;
 }
 
+/* fill and check: a byte in every page */
+static int do_fill(char **a)
+{
+	struct map *m = &maps[atoi(a[0])];
+
+	for (size_t at = 0; at < m->bytes; at += 4096)
+		m->addr[at] = (unsigned char)atoi(a[1]);
+	return result(0);
+}
+
+static int do_check(char **a)
+{
+	struct map *m = &maps[atoi(a[0])];
+
+	for (size_t at = 0; at < m->bytes; at += 4096) {
+		if (m->addr[at] == (unsigned char)atoi(a[1]))
+			continue;
+		printf("%d at %zu\n", m->addr[at], at);
+		return 0;
+	}
+	return result(0);
+}
+
 /* The three ways to tell the kernel that a range is not needed. */
 static int do_punch(char **a)
 {
@@ -232,6 +255,8 @@ static const struct {
 	int args;
 	int (*run)(char **a);
 } commands[] = {
+	{"fill", 2, do_fill},
+	{"check", 2, do_check},
 	{"map", 2, do_map},
 	{"again", 3, do_again},
 	{"write", 3, do_write},
