@@ -130,7 +130,9 @@ struct ebb_backend_host {
 	 * `name` of this space, `max_bytes` long and sparse, and maps it. The content starts as
 	 * zeroes, or as the last daemon left it: *found says which. Nothing in it may be a pointer,
 	 * and all of it must be checked when found. max_bytes is a bound on address space, not on
-	 * memory: give pages back with mem_trim().
+	 * memory: give pages back with mem_trim(). Found memory may be longer than max_bytes (the
+	 * VM had more RAM then) and is never cut; space_open() may call again with more, and the
+	 * mapping of before is then gone.
 	 * Returns 0 and *addr, or -errno. Not from the data path.
 	 */
 	int (*mem_open)(void *ctx, void *space_ctx, const char *name, uint64_t max_bytes,
