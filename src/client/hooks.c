@@ -23,8 +23,12 @@
  * -Bsymbolic-functions, so the names below are these functions here, whoever else has them.
  */
 
-#define EXPORT	    __attribute__((visibility("default")))
+#define EXPORT __attribute__((visibility("default")))
+#if __has_attribute(copy) /* clang does not know it, and does not miss it */
 #define ALIAS(name) __attribute__((visibility("default"), alias(#name), copy(name)))
+#else
+#define ALIAS(name) __attribute__((visibility("default"), alias(#name)))
+#endif
 
 struct client the_client = {.sock = -1, .wake = -1, .uffd = -1};
 static _Atomic bool ready; /* the constructor is through */
