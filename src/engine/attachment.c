@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/memfd.h"
 #include "sys/pagemap.h"
 #include "sys/uffd.h"
@@ -141,7 +142,7 @@ static int check_region(struct engine *eng, const struct attach_region *reg,
 
 /* A block and its table for one region; not yet registered. Under vm.lock. */
 static int block_new(struct vm *vm, const struct attach_region *reg, const struct memfd_info *info,
-		     struct block **out, struct error *e)
+		     pid_t pid, struct block **out, struct error *e)
 {
 	struct block *b = calloc(1, sizeof(*b));
 	struct store_memory *table;
@@ -154,8 +155,12 @@ static int block_new(struct vm *vm, const struct attach_region *reg, const struc
 	pthread_mutex_init(&b->pin_lock, NULL);
 	b->vm = vm;
 	snprintf(b->id, sizeof(b->id), "%s", reg->id);
-	b->kind = info->page_bytes == 4096 ? BLOCK_SHMEM : BLOCK_HUGETLB;
-	b->minor = b->kind == BLOCK_SHMEM && vm->eng->features.shmem_thp;
+	b->kind = info->page_bytes != 4096	 ? BLOCK_HUGETLB
+		  : thp_suits(vm->eng, reg, pid) ? BLOCK_THP
+						 : BLOCK_SHMEM;
+	/* Where folios may be larger than a page, a punch may leave it cached, zeroed. */
+	b->minor = b->kind == BLOCK_SHMEM &&
+		   (vm->eng->features.shmem_thp || vm->eng->features.shmem_thp_advised);
 	b->dev = info->dev;
 	b->ino = info->ino;
 	b->memfd_offset = reg->memfd_offset;
@@ -206,6 +211,8 @@ static int register_mapping(struct mapping *m, struct error *e)
 	uint64_t bytes = m->units << m->block->unit_shift;
 	int r;
 
+	if (m->block->kind == BLOCK_THP)
+		modes = UFFDIO_REGISTER_MODE_MISSING; /* see thp.c */
 	if (m->block->minor)
 		modes |= UFFDIO_REGISTER_MODE_MINOR;
 	r = uffd_register(m->att->uffd, m->host_addr, bytes, modes);
@@ -232,11 +239,12 @@ static void find_resident(struct block *b)
 	if (b->kind != BLOCK_HUGETLB) {
 		while (memfd_next_data(b->memfd, at, end, &start, &stop)) {
 			uint64_t first = (start - b->memfd_offset) >> b->unit_shift;
-			uint64_t n = (stop - start) >> b->unit_shift;
+			uint64_t last = (stop - b->memfd_offset - 1) >> b->unit_shift;
 
-			page_table_set_run(&b->table, first, n, PE_RESIDENT);
-			resident += n;
-			at = stop;
+			/* A unit that is there in part counts as there: its holes read as zero. */
+			page_table_set_run(&b->table, first, last - first + 1, PE_RESIDENT);
+			resident += last - first + 1;
+			at = b->memfd_offset + ((last + 1) << b->unit_shift);
 		}
 	} else {
 		/* hugetlbfs does not tell; what the VMM has mapped is there. What is only in the
@@ -301,7 +309,7 @@ int attachment_add_block(struct attachment *att, const struct attach_region *reg
 					 "region %s overlaps region %s in its memfd", reg->id,
 					 b->id);
 	}
-	r = block_new(vm, reg, &info, &b, e);
+	r = block_new(vm, reg, &info, att->pid, &b, e);
 	if (r)
 		return r;
 	m = mapping_new(att, b, reg->host_addr, 0, b->units);
@@ -319,6 +327,21 @@ int attachment_add_block(struct attachment *att, const struct attach_region *reg
 	atomic_store_explicit(&vm->n_blocks, n + 1, memory_order_release);
 	add_to(att->mappings, &att->n_mappings, VM_REGIONS_MAX, m);
 	return 0;
+}
+
+/* Transparent huge pages that two processes map cannot be taken back: see thp.c. */
+static bool thp_mapped_twice(struct vm *vm)
+{
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (!b || b->kind != BLOCK_THP || atomic_load(&b->gone))
+			continue;
+		for (unsigned int k = 1; k < BLOCK_MAPPINGS_MAX; k++)
+			if (atomic_load(&b->mappings[k]))
+				return true;
+	}
+	return false;
 }
 
 /* A region of a secondary: may map a part of a block, or several blocks of one file. */
@@ -363,6 +386,8 @@ static int add_secondary(struct attachment *att, const struct attach_region *reg
 		}
 		any = true;
 	}
+	if (thp_mapped_twice(vm))
+		vm_suspend(vm, SUSPEND_TWICE, true);
 	if (!any)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND,
 				 "region %s: no RAM block of VM %s is in its memfd", reg->id,
@@ -442,6 +467,7 @@ static void take_out(struct attachment *att)
 		}
 		gone[n++] = m;
 	}
+	vm_suspend(vm, SUSPEND_TWICE, thp_mapped_twice(vm));
 	engine_barrier(vm->eng);
 	pthread_rwlock_wrlock(&vm->structure);
 	for (unsigned int i = 0; i < n; i++)

@@ -189,17 +189,21 @@ static bool guard_by_probe(struct evict_context *c, struct block *b, unsigned in
 {
 	unsigned int probes = 0;
 
-	/* A folio answers for all its pages, so one page of a huge unit is enough where the unit
-	 * is one folio; a split THP unit is looked at page by page by the caller's kind. */
+	/* A folio answers for all its pages; a unit of transparent huge pages may be many folios.
+	 */
+	unsigned int pages = b->kind == BLOCK_THP ? UNIT_MAX_BYTES / 4096 : 1;
+
 	for (unsigned int i = 0; i < n; i++)
-		c->index[probes++] = block_file_offset(b, c->items[i].unit) / 4096;
+		for (unsigned int k = 0; k < pages; k++)
+			c->index[probes++] = block_file_offset(b, c->items[i].unit) / 4096 + k;
 	if (folio_probe_check(c->probe, b->memfd, c->index, probes, c->verdict))
 		return false;
-	for (unsigned int i = 0; i < n; i++) {
-		if (c->items[i].step != CLAIMED)
-			continue;
-		if (c->verdict[i] == FOLIO_BUSY || c->verdict[i] == FOLIO_UNKNOWN)
-			unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
+	for (unsigned int i = 0; i < probes; i++) {
+		struct item *it = &c->items[i / pages];
+
+		if (it->step == CLAIMED &&
+		    (c->verdict[i] == FOLIO_BUSY || c->verdict[i] == FOLIO_UNKNOWN))
+			unclaim(b, it, EBB_OUTCOME_BUSY);
 	}
 	return true;
 }
@@ -523,6 +527,17 @@ static void tell_policy(struct evict_context *c, struct block *b, unsigned int n
 			if (k)
 				policy_on_outcome(atomic_load(&vm->reclaim.instance), o, units, k);
 		}
+	}
+	for (int unused = 0; unused < 2 && atomic_load(&vm->prefetch.instance); unused++) {
+		uint32_t k = 0;
+
+		for (unsigned int i = 0; i < n; i++)
+			if ((c->items[i].entry & PE_PREFETCHED) && c->items[i].step == DONE &&
+			    c->items[i].unused == unused)
+				units[k++] = b->first_unit + c->items[i].unit;
+		if (k)
+			policy_on_outcome(atomic_load(&vm->prefetch.instance),
+					  unused ? EBB_OUTCOME_UNUSED : EBB_OUTCOME_USED, units, k);
 	}
 	pthread_mutex_unlock(&vm->policy_lock);
 }

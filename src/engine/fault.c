@@ -54,7 +54,7 @@ struct fault_worker {
 
 struct wanted {
 	struct mapping *mapping;
-	uint64_t unit;
+	uint64_t unit, addr; /* the page of 4 KiB that was touched */
 	bool write, wp, minor;
 	uint32_t thread;
 	uint64_t start_ns;
@@ -68,7 +68,8 @@ static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool wri
 	uint64_t now = clock_ns();
 
 	hist_record(&vm->fault_latency, now - start_ns);
-	if (atomic_load_explicit(&vm->reclaim_wants_faults, memory_order_relaxed)) {
+	if ((flags & FAULT_REFAULT) ||
+	    atomic_load_explicit(&vm->reclaim_wants_faults, memory_order_relaxed)) {
 		uint64_t slot = atomic_fetch_add(&vm->fault_ring.head, 1) % FAULT_RING;
 
 		vm->fault_ring.slots[slot] =
@@ -79,7 +80,8 @@ static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool wri
 	}
 	if (p && (flags & EBB_FAULT_LOADED)) {
 		struct ebb_fault f = {.unit = b->first_unit + unit,
-				      .flags = flags | (write ? EBB_FAULT_WRITE : 0),
+				      .flags = (flags & ~FAULT_REFAULT) |
+					       (write ? EBB_FAULT_WRITE : 0),
 				      .thread = thread,
 				      .time_ns = now};
 		struct ebb_range asks[PREFETCH_ASKS];
@@ -110,7 +112,7 @@ static bool park(struct vm *vm, uint64_t unit_bytes)
 	int64_t resident = atomic_load_explicit(&vm->resident, memory_order_relaxed);
 
 	if (!limit || (uint64_t)resident + unit_bytes <= reclaim_bound(limit) ||
-	    atomic_load(&vm->restoring) || atomic_load(&vm->suspended))
+	    atomic_load(&vm->restoring) || reclaim_helpless(vm))
 		return false;
 	vm_count(vm, COUNTER_faults_parked);
 	atomic_store(&vm->parked, true);
@@ -149,6 +151,7 @@ static void place(struct fault_worker *w, struct block *b, uint64_t unit, uint64
 	struct vm *vm = b->vm;
 	bool none = page_entry_state(entry) == PE_NONE;
 	bool fill = none || page_entry_tier(entry) == PE_TIER_FILL;
+	uint32_t flags = fill ? EBB_FAULT_ZERO : EBB_FAULT_LOADED;
 	int r = loader_place(&w->loader, b, unit, entry, data, write, false);
 
 	if (r < 0) {
@@ -159,10 +162,12 @@ static void place(struct fault_worker *w, struct block *b, uint64_t unit, uint64
 		vm_count(vm, COUNTER_zero_faults);
 	else
 		vm_count(vm, COUNTER_faults);
-	if (entry & PE_RECENT)
+	if (entry & PE_RECENT) {
 		vm_count(vm, COUNTER_refaults);
+		flags |= FAULT_REFAULT;
+	}
 	check_limit(vm);
-	resolved(b, unit, start_ns, write, fill ? EBB_FAULT_ZERO : EBB_FAULT_LOADED, thread);
+	resolved(b, unit, start_ns, write, flags, thread);
 }
 
 /* A free slot for an asynchronous load of this size, or NULL. */
@@ -258,6 +263,25 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 }
 
 /*
+ * The same for a unit of many small pages or one huge one, in a range registered MISSING: the VMM
+ * may have punched any of its pages, and those read as zero.
+ */
+static void on_present_thp(struct block *b, uint64_t e, const struct wanted *f)
+{
+	int uffd = f->mapping->att->uffd;
+
+	if (!f->minor && page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING))) {
+		if (uffd_zero(uffd, f->addr, 4096) == 4096)
+			vm_count(b->vm, COUNTER_discards);
+		if (page_table_leave(&b->table, f->unit,
+				     page_entry_in(e, unit_settled(b, f->unit))))
+			unit_wake(b, f->unit);
+	}
+	vm_count(b->vm, COUNTER_stale_faults);
+	uffd_wake(uffd, f->addr, 4096);
+}
+
+/*
  * A fault on a unit whose page should be there. MISSING: another thread's fault was resolved
  * meanwhile, or this mapping has yet to find the page in the cache, or the VMM punched it away.
  */
@@ -267,6 +291,10 @@ static void on_present(struct fault_worker *w, struct block *b, uint64_t e, cons
 	struct mapping *m = f->mapping;
 	uint64_t addr = mapping_addr(m, f->unit), bytes = block_unit_bytes(b);
 
+	if (b->kind == BLOCK_THP) {
+		on_present_thp(b, e, f);
+		return;
+	}
 	if (f->wp) {
 		/* A protection that outlived its eviction. Through UNPROTECTING, so that lifting
 		 * it can never slip under the next one. */
@@ -410,6 +438,7 @@ static void on_message(struct fault_worker *w, struct attachment *att, const str
 		uffd_wake(att->uffd, addr & ~UINT64_C(4095), 4096);
 		return;
 	}
+	f.addr = addr & ~UINT64_C(4095);
 	f.write = flags & UFFD_PAGEFAULT_FLAG_WRITE;
 	f.wp = flags & UFFD_PAGEFAULT_FLAG_WP;
 	f.minor = flags & UFFD_PAGEFAULT_FLAG_MINOR;

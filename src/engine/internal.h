@@ -193,6 +193,8 @@ bool reclaim_round(struct evict_context *c, struct vm *vm);
 uint64_t reclaim_target(const struct vm *vm);
 /* How far faults may go over the limit. */
 uint64_t reclaim_bound(uint64_t limit);
+/* Nothing can be evicted now, so waiting for room would be in vain. */
+bool reclaim_helpless(const struct vm *vm);
 /* Wakes faults that were parked, when there is room again. */
 void reclaim_unpark(struct vm *vm);
 
@@ -210,6 +212,8 @@ void tracker_host_init(struct vm *vm, struct vm_policy *p);
 void tracker_window(struct vm *vm);
 
 /* ---- prefetch.c ---- */
+/* The unit came back in small pages: to be made one huge page. Fault-safe, may be dropped. */
+void collapse_push(struct vm *vm, uint64_t vm_unit);
 int prefetcher_new(struct engine *eng, struct prefetcher **out);
 void prefetcher_free(struct prefetcher *p);
 /* From the fault path: hand ranges over. Never blocks; drops what does not fit. */

@@ -133,23 +133,31 @@ static void check_pins(struct vm *vm)
 	vm_suspend(vm, SUSPEND_LOCKED, locked);
 }
 
+/* Says once that a policy was put aside. Under policy_lock. */
+static void tell_failure(struct vm *vm, struct vm_policy *role)
+{
+	struct policy_instance *p = atomic_load(&role->instance);
+	const char *why = p ? policy_failed(p) : NULL;
+
+	if (!why)
+		role->failure_told = false;
+	if (!why || role->failure_told)
+		return;
+	role->failure_told = true;
+	engine_emit(vm->eng, EVENT_POLICY_FAILED, vm->name, role->name, 0, "%s", why);
+}
+
 static void tick_policies(struct vm *vm)
 {
 	struct policy_instance *p;
-	const char *failed = NULL;
 	uint64_t want = 0;
 
 	pthread_mutex_lock(&vm->policy_lock);
 	p = atomic_load(&vm->reclaim.instance);
-	if (p) {
+	if (p)
 		want = policy_tick(p, clock_ns());
-		failed = policy_failed(p);
-	}
-	if (failed && !vm->policy_failure_told) {
-		vm->policy_failure_told = true;
-		engine_emit(vm->eng, EVENT_POLICY_FAILED, vm->name, vm->reclaim.name, 0, "%s",
-			    failed);
-	}
+	tell_failure(vm, &vm->reclaim);
+	tell_failure(vm, &vm->prefetch);
 	pthread_mutex_unlock(&vm->policy_lock);
 	if (want) {
 		atomic_store(&vm->proactive_left, (int64_t)want);

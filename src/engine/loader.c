@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/thp.h"
 
 /*
  * Theory of operation
@@ -188,6 +189,12 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 		if (page_table_leave(&b->table, unit, entry & ~PE_WANTED))
 			unit_wake(b, unit);
 		return r;
+	}
+	/* An evicted unit was registered apart from its neighbours. */
+	if (b->kind == BLOCK_THP) {
+		if (!was_none)
+			thp_unprotect(b, unit);
+		collapse_push(vm, b->first_unit + unit);
 	}
 	keep = !was_none && keep_copy(vm, tier, write);
 	to = keep ? page_entry_in(entry & ~PE_RECENT, unit_settled(b, unit)) | PE_COPY

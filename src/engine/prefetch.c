@@ -6,16 +6,18 @@
 #include <sys/eventfd.h>
 
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/pagemap.h"
 
 /*
  * Theory of operation
  *
  * Fault workers put the ranges that a policy asked for into their VM's ring and go on; this thread
- * takes them from there. It stays below the VM's target, so that it never causes an eviction
- * itself. A unit that it brought in is taken out of the VMM's page table again (the page stays):
- * then the first use maps it in the kernel, without us, and the present bit tells later whether
- * there was one. How many ranges wait is bounded; what does not fit is dropped.
+ * takes them from there. It takes at most half of the VM's headroom, so that no demand fault ever
+ * waits for its sake. A unit that it brought in is taken out of the VMM's page table again (the
+ * page stays): then the first use maps it in the kernel, without us, and the present bit tells
+ * later whether there was one. It also makes huge pages of units that came back in small ones. How
+ * many ranges wait is bounded; what does not fit is dropped.
  */
 
 #define RANGE_MAX_UNITS 512u
@@ -26,20 +28,30 @@ struct prefetcher {
 	struct loader loader;
 };
 
+static void ring_push(struct prefetch_ring *r, const struct ebb_range *range)
+{
+	uint64_t head = atomic_load(&r->head);
+
+	do {
+		if (head - atomic_load(&r->tail) >= PREFETCH_RING)
+			return;
+	} while (!atomic_compare_exchange_weak(&r->head, &head, head + 1));
+	r->slots[head % PREFETCH_RING] = *range;
+	atomic_store_explicit(&r->ready[head % PREFETCH_RING], true, memory_order_release);
+}
+
 void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n)
 {
-	struct prefetch_ring *r = &vm->prefetch_ring;
+	for (uint32_t i = 0; i < n; i++)
+		ring_push(&vm->prefetch_ring, &ranges[i]);
+	engine_prefetch_kick(vm->eng);
+}
 
-	for (uint32_t i = 0; i < n; i++) {
-		uint64_t head = atomic_load(&r->head);
+void collapse_push(struct vm *vm, uint64_t vm_unit)
+{
+	struct ebb_range one = {vm_unit, 1};
 
-		do {
-			if (head - atomic_load(&r->tail) >= PREFETCH_RING)
-				return;
-		} while (!atomic_compare_exchange_weak(&r->head, &head, head + 1));
-		r->slots[head % PREFETCH_RING] = ranges[i];
-		atomic_store_explicit(&r->ready[head % PREFETCH_RING], true, memory_order_release);
-	}
+	ring_push(&vm->collapse_ring, &one);
 	engine_prefetch_kick(vm->eng);
 }
 
@@ -69,6 +81,19 @@ static void unmap(struct block *b, const uint64_t *units, unsigned int n)
 	pageout_zap(m->att->pidfd, v, n);
 }
 
+/* A VM at its limit sits at its target: half of the headroom above it is the prefetcher's. */
+static bool room(struct vm *vm)
+{
+	uint64_t limit = atomic_load(&vm->limit_bytes), target = reclaim_target(vm);
+	uint64_t resident = (uint64_t)atomic_load(&vm->resident);
+
+	if (!limit)
+		return true;
+	if (resident >= target)
+		engine_kick(vm);
+	return resident < target + (limit - target) / 2;
+}
+
 static void fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range)
 {
 	uint64_t brought[ZAP_BATCH], unit;
@@ -80,7 +105,7 @@ static void fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range)
 	for (uint64_t i = 0; i < range.count; i++) {
 		struct block *at = vm_block_of(vm, range.first + i, &unit);
 
-		if (!at || (uint64_t)atomic_load(&vm->resident) >= reclaim_target(vm))
+		if (!at || !room(vm))
 			break;
 		if (at != b || n == ZAP_BATCH) {
 			if (n)
@@ -95,6 +120,15 @@ static void fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range)
 	}
 	if (n)
 		unmap(b, brought, n);
+}
+
+static void collapse(struct vm *vm, uint64_t vm_unit)
+{
+	uint64_t unit;
+	struct block *b = vm_block_of(vm, vm_unit, &unit);
+
+	if (b && b->kind == BLOCK_THP && !atomic_load(&b->gone))
+		thp_collapse(b, unit);
 }
 
 static void *prefetcher_main(void *arg)
@@ -116,6 +150,8 @@ static void *prefetcher_main(void *arg)
 		for (unsigned int i = 0; i < n; i++) {
 			while (!atomic_load(&vms[i]->dead) && pop(&vms[i]->prefetch_ring, &range))
 				fetch(p, vms[i], range);
+			while (!atomic_load(&vms[i]->dead) && pop(&vms[i]->collapse_ring, &range))
+				collapse(vms[i], range.first);
 			vm_put(vms[i]);
 		}
 	}

@@ -15,7 +15,9 @@
  * Evictors sleep until somebody kicks a VM: a fault that brought it above its target, a lowered
  * limit, a reclaim job, a policy's tick. The target is the limit less a headroom, so that faults
  * find room without waiting; above the limit faults still go on up to a bound, and are parked
- * there. One evictor works on a VM at a time, and more of them only while it is above its limit.
+ * there. When nothing at all can be evicted (suspended, every backend full, all of it busy), they
+ * go on beyond the bound, counted and reported: a VM that hangs for good would be worse. One
+ * evictor works on a VM at a time, and more of them only while it is above its limit.
  *
  * The policy names the victims. When it names none although memory must go (a null policy, a bad
  * one, everything hot), a plain sweep over the RAM does, so that a limit holds under any policy.
@@ -58,13 +60,18 @@ uint64_t reclaim_bound(uint64_t limit)
 	return limit + headroom(limit) / 4 + UNIT_MAX_BYTES;
 }
 
+bool reclaim_helpless(const struct vm *vm)
+{
+	return atomic_load(&vm->suspended) || atomic_load(&vm->reclaim_dry) >= DRY_ROUNDS;
+}
+
 void reclaim_unpark(struct vm *vm)
 {
 	uint64_t limit = atomic_load(&vm->limit_bytes);
 
 	if (!atomic_load(&vm->parked))
 		return;
-	if (limit && (uint64_t)atomic_load(&vm->resident) > limit && !atomic_load(&vm->suspended) &&
+	if (limit && (uint64_t)atomic_load(&vm->resident) > limit && !reclaim_helpless(vm) &&
 	    !atomic_load(&vm->restoring))
 		return;
 	if (!atomic_exchange(&vm->parked, false))
@@ -158,7 +165,11 @@ static void drain_fault_ring(struct vm *vm, struct policy_instance *p)
 	for (; r->tail < head; r->tail++) {
 		struct ebb_fault f = r->slots[r->tail % FAULT_RING];
 
-		policy_reclaim_fault(p, &f);
+		if (f.flags & FAULT_REFAULT)
+			policy_on_outcome(p, EBB_OUTCOME_REFAULT, &f.unit, 1);
+		f.flags &= ~FAULT_REFAULT;
+		if (atomic_load(&vm->reclaim_wants_faults))
+			policy_reclaim_fault(p, &f);
 	}
 }
 

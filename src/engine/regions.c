@@ -144,6 +144,47 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit)
 	return 0;
 }
 
+/*
+ * A part of a unit is given up. Of a resident one the VM has dropped it itself; of an evicted one
+ * nobody has, so it is brought back and the part dropped for it.
+ */
+static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_t offset,
+		      uint64_t bytes)
+{
+	for (;;) {
+		uint64_t e = page_table_get(&b->table, unit);
+		int r;
+
+		switch (page_entry_state(e)) {
+		case PE_NONE:
+		case PE_LOST:
+			return 0;
+		case PE_EVICTED:
+			r = loader_bring_back(ld, b, unit, false);
+			if (r == -ENOMEM || r == -ESRCH || r == -EIO)
+				return r;
+			continue;
+		case PE_PROTECTED:
+			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
+				unit_cancel(b, unit, e);
+			continue;
+		case PE_RESIDENT:
+		case PE_PINNED:
+			/* Owned while it is punched, so that no eviction reads half of it. */
+			if (!page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
+				continue;
+			forget_copy(ld, b, e);
+			r = memfd_punch(b->memfd, block_file_offset(b, unit) + offset, bytes);
+			if (page_table_leave(&b->table, unit,
+					     page_entry_bare(unit_settled(b, unit))))
+				unit_wake(b, unit);
+			return r;
+		default:
+			usleep(RETRY_US);
+		}
+	}
+}
+
 /* A loader for one call; NULL when there is no memory. */
 static struct loader *borrow_loader(struct engine *eng)
 {
@@ -162,6 +203,23 @@ static void return_loader(struct loader *ld)
 	free(ld);
 }
 
+/* The units at the edges of a range that lie in it only in part. */
+static int clear_parts(struct loader *ld, struct block *b, uint64_t offset, uint64_t bytes)
+{
+	uint64_t size = block_unit_bytes(b), first = offset / size,
+		 last = (offset + bytes - 1) / size;
+	uint64_t head = offset % size, tail = (offset + bytes) % size;
+	int r = 0;
+
+	if (first == last)
+		return head || tail ? clear_part(ld, b, first, head, bytes) : 0;
+	if (head)
+		r = clear_part(ld, b, first, head, size - head);
+	if (tail && !r)
+		r = clear_part(ld, b, last, 0, tail);
+	return r;
+}
+
 int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
 		   struct error *e)
 {
@@ -177,10 +235,12 @@ int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64
 	pthread_rwlock_rdlock(&vm->structure);
 	r = find_range(a, id, offset, bytes, &b, e);
 	if (!r) {
-		/* Whole units only: parts of one the VM has zeroed itself, and they are its. */
 		unit_bytes = block_unit_bytes(b);
 		first = (offset + unit_bytes - 1) / unit_bytes;
 		end = (offset + bytes) / unit_bytes;
+		if (clear_parts(ld, b, offset, bytes))
+			r = error_set(e, EIO, ERROR_GENERIC,
+				      "region %s: a part of a huge page cannot be dropped", id);
 		for (uint64_t u = first; u < end; u++) {
 			uint64_t entry;
 

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/memfd.h"
 #include "sys/uffd.h"
 
@@ -75,6 +76,8 @@ static bool overlap(const struct mapping *m, uint64_t unit, uint64_t n, uint64_t
 
 int unit_protect_run(struct block *b, uint64_t unit, uint64_t n)
 {
+	if (b->kind == BLOCK_THP)
+		return n == 1 ? thp_protect(b, unit) : -EINVAL;
 	FOR_EACH_MAPPING(b, m, i)
 	{
 		uint64_t addr, bytes;
@@ -96,6 +99,10 @@ int unit_protect_run(struct block *b, uint64_t unit, uint64_t n)
 
 void unit_unprotect(struct block *b, uint64_t unit)
 {
+	if (b->kind == BLOCK_THP) {
+		thp_unprotect(b, unit);
+		return;
+	}
 	FOR_EACH_MAPPING(b, m, i)
 	{
 		uint64_t addr, bytes;

@@ -192,6 +192,7 @@ void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
 		{SUSPEND_FOREIGN, "a process that is not attached maps this RAM"},
 		{SUSPEND_LOCKED, "the VMM has locked or pinned memory and there is no folio probe"},
 		{SUSPEND_SHARED, "the RAM is being handed to another process"},
+		{SUSPEND_TWICE, "transparent huge pages that two processes map cannot be taken"},
 		{SUSPEND_COLLAPSE, "this kernel fills holes when it collapses huge pages"},
 	};
 	size_t n = 0;

@@ -76,8 +76,10 @@ struct block {
 	struct vm *vm;
 	char id[REGION_ID_MAX];
 	enum block_kind kind;
-	bool minor;	   /* registered MINOR: large folios are possible */
-	_Atomic bool gone; /* being unplugged: no eviction any more */
+	bool minor; /* registered MINOR: large folios are possible */
+	_Atomic uint64_t splits,
+		max_splits; /* units registered apart from their neighbours (THP) */
+	_Atomic bool gone;  /* being unplugged: no eviction any more */
 	int memfd;
 	dev_t dev;
 	ino_t ino;
@@ -127,7 +129,8 @@ struct prefetch_ring {
 };
 
 /* Faults that the reclaim policy is told of later; old ones are overwritten. */
-#define FAULT_RING 1024u
+#define FAULT_REFAULT (UINT32_C(1) << 31) /* in flags: soon after its eviction; ours */
+#define FAULT_RING    1024u
 struct fault_ring {
 	_Atomic uint64_t head;
 	uint64_t tail; /* under policy_lock */
@@ -139,6 +142,7 @@ struct vm_policy {
 	struct ebb_policy_host host;
 	struct ebb_policy_vm self;
 	char name[PLUGIN_NAME_MAX];
+	bool failure_told; /* under policy_lock */
 };
 
 struct vm {
@@ -198,8 +202,7 @@ struct vm {
 	pthread_mutex_t policy_lock; /* serialises policy hooks */
 	struct vm_policy reclaim, prefetch;
 	_Atomic bool reclaim_wants_faults;
-	bool policy_failure_told;
-	struct prefetch_ring prefetch_ring;
+	struct prefetch_ring prefetch_ring, collapse_ring;
 	struct fault_ring fault_ring;
 	uint64_t sweep_hand; /* under policy_lock */
 	bool has_tracker;
@@ -215,6 +218,7 @@ enum suspend_reason {
 	SUSPEND_FOREIGN = 1 << 1,  /* RAM is mapped by a process that is not attached */
 	SUSPEND_LOCKED = 1 << 2,   /* the VMM has locked or pinned memory and there is no probe */
 	SUSPEND_SHARED = 1 << 3,   /* RAM is being handed to another process */
+	SUSPEND_TWICE = 1 << 5,	   /* transparent huge pages that two processes map */
 	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
 };
 
