@@ -28,7 +28,7 @@ static int tiers_from_json(const json_t *list, struct vm_settings *s, struct err
 		if (strlen(name) >= PLUGIN_NAME_MAX)
 			return error_set(e, EINVAL, ERROR_ARGUMENT, "tier '%.60s': name too long",
 					 name);
-		strcpy(s->tiers[i], name);
+		memcpy(s->tiers[i], name, strlen(name) + 1);
 	}
 	s->n_tiers = (unsigned int)i;
 	s->set |= VM_SET_TIERS;

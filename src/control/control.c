@@ -49,8 +49,8 @@ struct client *control_client(struct control *c, uint64_t serial)
 	struct client *cl;
 
 	TAILQ_FOREACH(cl, &c->clients, entry)
-	if (cl->serial == serial && !cl->dead)
-		return cl;
+		if (cl->serial == serial && !cl->dead)
+			return cl;
 	return NULL;
 }
 
@@ -65,8 +65,7 @@ void control_broadcast(struct control *c, const char *event, json_t *data)
 		      "seconds", (json_int_t)now.tv_sec, "microseconds", (json_int_t)now.tv_usec);
 	if (!m)
 		return;
-	TAILQ_FOREACH(cl, &c->clients, entry)
-	{
+	TAILQ_FOREACH(cl, &c->clients, entry) {
 		if (!cl->negotiated || cl->dead || cl->closing)
 			continue;
 		if (client_out_bytes(cl) > CLIENT_OUT_MAX) {

@@ -96,7 +96,7 @@ static void on_timer(evutil_socket_t fd, short what, void *ctx)
 	(void)fd;
 	(void)what;
 	TAILQ_FOREACH(j, &jobs->list, entry)
-	send_progress(jobs->control, j);
+		send_progress(jobs->control, j);
 }
 
 struct jobs *jobs_new(struct control *c)
@@ -120,14 +120,16 @@ struct jobs *jobs_new(struct control *c)
 
 void jobs_free(struct jobs *jobs)
 {
-	struct job *j;
+	struct job *j, *next;
 
 	if (!jobs)
 		return;
 	TAILQ_FOREACH(j, &jobs->list, entry)
-	atomic_store(&j->progress.cancel, true);
-	while ((j = TAILQ_FIRST(&jobs->list)))
+		atomic_store(&j->progress.cancel, true);
+	for (j = TAILQ_FIRST(&jobs->list); j; j = next) {
+		next = TAILQ_NEXT(j, entry);
 		job_reap(jobs, j);
+	}
 	if (jobs->event)
 		event_free(jobs->event);
 	if (jobs->timer)
@@ -173,8 +175,8 @@ static struct job *find(struct jobs *jobs, const char *name)
 	struct job *j;
 
 	TAILQ_FOREACH(j, &jobs->list, entry)
-	if (strcmp(j->name, name) == 0)
-		return j;
+		if (strcmp(j->name, name) == 0)
+			return j;
 	return NULL;
 }
 
@@ -187,7 +189,7 @@ static int name_job(struct jobs *jobs, struct job *j, const char *wanted, struct
 	if (wanted && find(jobs, wanted))
 		return error_set(e, EEXIST, ERROR_EXISTS, "there is a job '%s' already", wanted);
 	if (wanted) {
-		strcpy(j->name, wanted);
+		snprintf(j->name, sizeof(j->name), "%s", wanted);
 		return 0;
 	}
 	do {
@@ -254,11 +256,12 @@ json_t *jobs_query(struct jobs *jobs)
 	struct job *j;
 
 	TAILQ_FOREACH(j, &jobs->list, entry)
-	json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:I, s:I, s:b}", "job", j->name,
-					      "command", j->command, "vm", j->target, "done",
-					      (json_int_t)atomic_load(&j->progress.done), "total",
-					      (json_int_t)atomic_load(&j->progress.total),
-					      "cancelling", (int)atomic_load(&j->progress.cancel)));
+		json_array_append_new(
+			list, json_pack("{s:s, s:s, s:s, s:I, s:I, s:b}", "job", j->name, "command",
+					j->command, "vm", j->target, "done",
+					(json_int_t)atomic_load(&j->progress.done), "total",
+					(json_int_t)atomic_load(&j->progress.total), "cancelling",
+					(int)atomic_load(&j->progress.cancel)));
 	return list;
 }
 
@@ -267,6 +270,6 @@ void jobs_client_gone(struct jobs *jobs, uint64_t serial)
 	struct job *j;
 
 	TAILQ_FOREACH(j, &jobs->list, entry)
-	if (j->client == serial && j->cancel_on_disconnect)
-		atomic_store(&j->progress.cancel, true);
+		if (j->client == serial && j->cancel_on_disconnect)
+			atomic_store(&j->progress.cancel, true);
 }

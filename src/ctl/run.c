@@ -83,8 +83,9 @@ static void bar_clear(struct progress_bar *bar)
 }
 
 /*
- * Waits for the answer to id; shows the progress of job meanwhile. Ctrl-C asks for the job to be
- * cancelled, and then the answer says what became of it; a second one leaves.
+ * Waits for the answer to id (*answer is written only on success); shows the progress of job
+ * meanwhile. Ctrl-C asks for the job to be cancelled, and then the answer says what became of it; a
+ * second one leaves.
  */
 static int wait_answer(struct connection *c, json_int_t id, const char *job, json_t **answer,
 		       struct error *e)
@@ -94,12 +95,13 @@ static int wait_answer(struct connection *c, json_int_t id, const char *job, jso
 	int r;
 
 	for (;;) {
+		json_t *m = NULL;
 		const json_t *data;
 
-		r = connection_next(c, 500, answer, e);
+		r = connection_next(c, 500, &m, e);
 		if (interrupt_taken()) {
 			if (!job || cancel_id != -1) {
-				r = r ? r : (json_decref(*answer), 0);
+				json_decref(m);
 				r = error_set(e, EINTR, ERROR_CANCELLED, "interrupted");
 				break;
 			}
@@ -108,13 +110,17 @@ static int wait_answer(struct connection *c, json_int_t id, const char *job, jso
 		}
 		if (r == -ETIMEDOUT || r == -EINTR)
 			continue;
-		if (r || json_integer_value(json_object_get(*answer, "id")) == id)
+		if (r)
 			break;
-		data = json_object_get(*answer, "data");
-		if (job && strcmp(schema_text(*answer, "event"), "JOB_PROGRESS") == 0 &&
+		if (json_integer_value(json_object_get(m, "id")) == id) {
+			*answer = m;
+			break;
+		}
+		data = json_object_get(m, "data");
+		if (job && strcmp(schema_text(m, "event"), "JOB_PROGRESS") == 0 &&
 		    strcmp(schema_text(data, "job"), job) == 0)
 			bar_show(&bar, data);
-		json_decref(*answer);
+		json_decref(m);
 	}
 	bar_clear(&bar);
 	return r;

@@ -116,6 +116,7 @@ static int walk_options(struct config *c, int argc, char **argv, bool first,
 
 	optind = 1;
 	opterr = 0;
+	/* NOLINTNEXTLINE(concurrency-mt-unsafe): on SIGHUP it is the loop's thread alone, too */
 	while (!r && (opt = getopt_long(argc, argv, ":", options, NULL)) != -1) {
 		switch (opt) {
 		case OPT_CONFIG:

@@ -37,7 +37,8 @@
  * in the log, not the end: the VMs of the daemon before this one wait for it to come up.
  */
 
-#define SOCKET_MODE 0660
+#define SOCKET_MODE   0660
+#define DEFAULT_GROUP "ebb"
 
 struct daemon {
 	struct config *config;
@@ -142,7 +143,7 @@ static int watch_signals(struct daemon *d, struct error *e)
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	d->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (d->signals >= 0)
 		d->on_signal = event_new(d->base, d->signals, EV_READ | EV_PERSIST, on_signal, d);
@@ -153,15 +154,12 @@ static int watch_signals(struct daemon *d, struct error *e)
 
 static int find_group(const char *name, gid_t *gid, struct error *e)
 {
-	const struct group *g;
+	/* NOLINTNEXTLINE(concurrency-mt-unsafe): before there are threads */
+	const struct group *g = getgrnam(name ? name : DEFAULT_GROUP);
 
-	*gid = (gid_t)-1;
-	if (!name || !*name)
-		return 0;
-	g = getgrnam(name); /* NOLINT(concurrency-mt-unsafe): before there are threads */
-	if (!g)
+	*gid = g ? g->gr_gid : (gid_t)-1;
+	if (name && !g)
 		return error_set(e, ENOENT, ERROR_ARGUMENT, "socket-group: no group '%s'", name);
-	*gid = g->gr_gid;
 	return 0;
 }
 
