@@ -8,20 +8,23 @@ from ebbguest.ebb import MIB, Ebb
 from ebbguest.guest import Guest, Ram
 from ebbguest.process import Scope, wait_for
 from ebbguest.redis import Redis
-from ebbguest.testing import expect, expect_sound, huge_pages, huge_tmpfs, main, squeeze
+from ebbguest.testing import expect, expect_sound, huge_pages, huge_tmpfs, main, squeeze, step
 
 VM = "attach"
 DATA_MIB = 160
 
 
 def test_squeezed(ebb, guest, redis):
+    step("Redis is filled")
     redis.fill()
     before = guest.ram_taken_bytes()
     squeeze(ebb, VM)
     # The kernel's own account, not the daemon's: the memory is really given back.
     expect(guest.ram_taken_bytes() < before * 0.65, "half of %d MiB is gone, not down to %d" % (
         before // MIB, guest.ram_taken_bytes() // MIB))
+    step("load under the limit")
     redis.load(6)
+    step("every value is checked")
     expect(redis.verify() == 0, "every value is right under the limit")
     figures = expect_sound(ebb, VM)
     expect(figures["fault-latency-us"]["p50"] > 0, "faults were measured")
@@ -31,6 +34,7 @@ def test_squeezed(ebb, guest, redis):
 
 def test_detach(ebb, guest, redis):
     squeeze(ebb, VM)
+    step("detach")
     ebb.ctl("vm-detach", VM)
     ebb.wait_gone(VM)
     expect(redis.verify() == 0, "every value is right after the detach")
@@ -39,6 +43,7 @@ def test_detach(ebb, guest, redis):
 
 
 def test_end_frees_everything(ebb, guest, files_before):
+    step("the VM ends")
     guest.stop()
     ebb.wait_gone(VM)
     # The last descriptors go with the attachment, which may be a moment later than the name.

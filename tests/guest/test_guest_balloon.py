@@ -7,7 +7,7 @@ import sys
 from ebbguest.ebb import MIB, Ebb
 from ebbguest.guest import Guest, Ram
 from ebbguest.process import Scope, wait_for
-from ebbguest.testing import expect, expect_sound, main, squeeze
+from ebbguest.testing import expect, expect_sound, main, squeeze, step
 
 VM = "balloon"
 RAM = 768 * MIB
@@ -23,9 +23,11 @@ def test_balloon(ebb, guest):
     guest.check("guest-mem fill /dev/shm/gone 200 2 && rm /dev/shm/gone")
     squeeze(ebb, VM)
     before = held(ebb)
+    step("the balloon is inflated")
     guest.balloon(RAM - 300 * MIB)
     wait_for(lambda: held(ebb) < before - 100 * MIB, "what the balloon took is not held", 30,
              guest.child, step=0.5)
+    step("the balloon is deflated")
     guest.balloon(RAM)
     # Takes the memory that came back into use: old content in it would be found.
     guest.check("guest-mem fill /dev/shm/new 250 3")
@@ -35,6 +37,7 @@ def test_balloon(ebb, guest):
 
 def test_reporting(ebb, guest):
     before = held(ebb)
+    step("freed pages are reported")
     guest.check("rm /dev/shm/new")
     wait_for(lambda: held(ebb) < before - 150 * MIB, "what was reported free is not held", 60,
              guest.child, step=0.5)

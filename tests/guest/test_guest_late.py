@@ -7,7 +7,7 @@ import sys
 from ebbguest.ebb import Ebb
 from ebbguest.guest import Guest, Ram
 from ebbguest.process import Scope, wait_for
-from ebbguest.testing import expect, expect_sound, main, squeeze
+from ebbguest.testing import expect, expect_sound, main, squeeze, step
 
 VM = "late"
 CHECK = "guest-mem check /dev/shm/keep 200 11"
@@ -19,6 +19,7 @@ def run():
         guest = Guest(scope, VM, Ram("512M"), attach="preload", ebb=ebb)
         guest.wait_ready() # there is no daemon, and nobody waited for one
         guest.check("guest-mem fill /dev/shm/keep 200 11")
+        step("the daemon comes")
         ebb.start()
         ebb.wait_attached(VM, child=guest.child)
         squeeze(ebb, VM)
@@ -26,9 +27,11 @@ def run():
         guest.check("guest-mem loop /dev/shm/keep 200 11 4")
         expect_sound(ebb, VM)
         squeeze(ebb, VM)
+        step("the daemon drains and ends")
         ebb.ctl("quit", "drain=true")
         wait_for(lambda: not ebb.child.running(), "ebbd's end", 30)
         guest.check(CHECK)
+        step("another daemon comes")
         ebb.start()
         ebb.wait_attached(VM, timeout=60, child=guest.child)
         squeeze(ebb, VM)

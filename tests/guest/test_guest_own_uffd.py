@@ -7,7 +7,7 @@ import sys
 from ebbguest.ebb import Ebb
 from ebbguest.guest import Guest, Ram
 from ebbguest.process import Failure, Scope, wait_for
-from ebbguest.testing import expect, expect_sound, main, squeeze
+from ebbguest.testing import expect, expect_sound, main, squeeze, step
 
 VM = "snapshot"
 CHECK = "guest-mem check /dev/shm/keep 150 5"
@@ -32,6 +32,7 @@ def wait_migration(guest):
 
 def test_snapshot_first(ebb, guest):
     """The daemon comes while a snapshot is under way: it does not get the VM before its end."""
+    step("a snapshot begins")
     start_snapshot(guest, slow=True)
     wait_for(lambda: migration_status(guest) == "active", "the snapshot", 10, guest.child)
     ebb.start()
@@ -48,6 +49,7 @@ def test_snapshot_first(ebb, guest):
 def test_ebb_first(ebb, guest):
     """A snapshot is asked for while memory is evicted: it is refused, or all is brought back and
     the VM steps aside first. Either way no byte is lost."""
+    step("a snapshot of a VM of which memory is evicted")
     squeeze(ebb, VM)
     try:
         start_snapshot(guest)
@@ -77,6 +79,7 @@ def test_postcopy(ebb, scope):
                           capabilities=[{"capability": "postcopy-ram", "state": True}])
     source.qmp.execute("migrate-set-parameters", max_bandwidth=10 << 20,
                        max_postcopy_bandwidth=60 << 20)
+    step("the VM arrives")
     source.qmp.execute("migrate", uri="unix:" + way)
     wait_for(lambda: migration_status(source) == "active", "the migration", 10, source.child)
     source.qmp.execute("migrate-start-postcopy")

@@ -8,7 +8,7 @@ import sys
 from ebbguest.ebb import Ebb
 from ebbguest.guest import Guest, Ram
 from ebbguest.process import Scope, wait_for
-from ebbguest.testing import Skip, expect, expect_sound, guest_mem, main, require_programs, squeeze
+from ebbguest.testing import Skip, expect, expect_sound, guest_mem, main, require_programs, squeeze, step
 
 VM = "vhost-user"
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
@@ -62,6 +62,7 @@ class Share:
 
 def test_reads_into_evicted_memory(ebb, guest, back):
     """The page cache's pages are filled by the back end, and evicted while that goes on."""
+    step("reads")
     for _ in range(3):
         guest.check("guest-mem check %s %d 1" % (back.read, DISK_MIB))
         guest.check(DROP_CACHES)
@@ -71,6 +72,7 @@ def test_reads_into_evicted_memory(ebb, guest, back):
 
 def test_writes_from_evicted_memory(ebb, guest, back):
     """What the back end reads out of the guest was evicted before it got there."""
+    step("writes")
     guest.check("guest-mem fill /dev/shm/source %d 2" % DISK_MIB)
     squeeze(ebb, VM, 0.6)
     guest.check("dd if=/dev/shm/source of=%s bs=1M conv=notrunc && sync" % back.written)

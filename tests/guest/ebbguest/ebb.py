@@ -97,10 +97,18 @@ class Ebb:
     def wait_resident(self, name, at_most_bytes, timeout=60.0):
         """Waits until that much is resident at most; returns the VM's figures."""
         def reached():
+            nonlocal figures
             figures = self.vm(name)
-            return figures if figures["resident-bytes"] <= at_most_bytes else None
-        return wait_for(reached, "%s below %d MiB" % (name, at_most_bytes // MIB), timeout,
-                        step=0.2)
+            return figures["resident-bytes"] <= at_most_bytes
+        figures = {}
+        try:
+            wait_for(reached, "%s below %d MiB" % (name, at_most_bytes // MIB), timeout, step=0.2)
+        except Failure as e:
+            raise Failure("%s; %d MiB are resident%s" % (
+                e, figures["resident-bytes"] // MIB,
+                ", eviction is suspended: " + figures["suspended"] if figures["suspended"] else ""
+            )) from e
+        return figures
 
     def open_files(self):
         """What ebbd has open, counted by kind: memfds, userfaultfds, sockets and so on."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import traceback
 
 from .ebb import MIB, build_folder
@@ -11,6 +12,7 @@ from .guest import QEMU
 from .process import Failure
 
 SKIPPED = 77
+STARTED = time.monotonic()
 ELSEWHERE = "it runs where scripts/deps install was done"
 
 
@@ -23,6 +25,11 @@ def expect(condition, what):
         raise Failure("expected: " + what)
 
 
+def step(text):
+    """Says where the test is: a test that runs out of time shows how far it came, and how fast."""
+    print("%6.1f s  %s" % (time.monotonic() - STARTED, text), flush=True)
+
+
 def require_programs(*programs):
     for p in programs:
         if shutil.which(p) is None:
@@ -30,10 +37,13 @@ def require_programs(*programs):
 
 
 def squeeze(ebb, name, share=0.5, timeout=60):
-    """Sets the VM's limit to a share of what is resident and waits until that is so."""
-    limit = int(ebb.vm(name)["resident-bytes"] * share) & -4096
+    """Sets the VM's limit to a share of what it uses and waits until that is kept."""
+    figures = ebb.vm(name)
+    limit = int((figures["resident-bytes"] + figures["evicted-bytes"]) * share) & -4096
+    step("the limit becomes %d MiB" % (limit // MIB))
     ebb.limit(name, limit)
     figures = ebb.wait_resident(name, limit, timeout)
+    step("%d MiB are evicted" % (figures["evicted-bytes"] // MIB))
     expect(figures["evicted-bytes"] + figures["zero-bytes"] > 0, "something was evicted")
     return figures
 
