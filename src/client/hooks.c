@@ -127,7 +127,8 @@ static void share_descriptors(int sock, const struct msghdr *msg)
 	struct ucred peer = {0};
 	socklen_t len = sizeof(peer);
 
-	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &len))
+	/* A socketpair tells who made it, not who has its other end by now. */
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &len) || peer.pid == getpid())
 		peer.pid = 0;
 	for (struct cmsghdr *m = CMSG_FIRSTHDR(msg); m; m = CMSG_NXTHDR((struct msghdr *)msg, m)) {
 		size_t n = (m->cmsg_len - CMSG_LEN(0)) / sizeof(int);

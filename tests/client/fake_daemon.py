@@ -151,7 +151,7 @@ class Vm:
         except OSError as e:
             answer = {"error": {"class": "Busy" if e.errno == 16 else "GenericError",
                                 "desc": str(e)}}
-        data = json.dumps(answer).encode() + b"\n"
+        data = json.dumps(answer).encode() + b"\n" + self.daemon.behind.pop(command, b"")
         self.daemon.note(("answered", command))
         try:
             if lent:
@@ -221,6 +221,9 @@ class Vm:
         assert args["offset"] == 0
         self.restore(self.regions[args["id"]])
 
+    def on_unpin(self, args, fds):
+        assert args["id"] in self.regions
+
     def on_detach(self, args, fds):
         self.let_go()
 
@@ -247,6 +250,7 @@ class FakeDaemon:
     def __init__(self, path):
         self.path, self.vms, self.log = path, [], []
         self.errors, self.silent, self.knows_share = {}, set(), True
+        self.behind = {}  # command: what is sent in one piece with its answer
         self.device, self.faults, self.stopping = None, 0, False
         self.changed = threading.Condition()
         self.listener = None

@@ -304,6 +304,13 @@ class PreloadTest(unittest.TestCase):
         g("write", 0, 0, 3)
         self.assertEqual(g("read", 0, 0), "3")
 
+    def test_29_request_right_behind_the_answer(self):
+        self.daemon.behind["attach"] = b'{"execute":"fly","arguments":{},"id":99}\n'
+        g, vm, r = self.attached()
+        with vm.answered:
+            self.assertTrue(vm.answered.wait_for(lambda: 99 in vm.answers, 10))
+        self.assertEqual(vm.answers[99]["error"]["class"], "CommandNotFound")
+
     # ---- RAM that leaves the daemon's sight ----
 
     def test_30_descriptor_leaves_after_content_is_back(self):
@@ -314,6 +321,8 @@ class PreloadTest(unittest.TestCase):
                 g("write", 0, 0, 21)
                 vm.evict(r.id, 0)
                 self.assertEqual(g("send", 0, 0), "21")
+                # Over a socketpair: who has the other end is not known.
+                self.assertEqual([m[1] for m in self.daemon.messages("share")], [{"id": r.id}])
                 self.assertEqual(len(self.daemon.messages("pin")), 0 if knows else 1)
 
     def test_31_child_reads_what_was_evicted(self):

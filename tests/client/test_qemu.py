@@ -331,7 +331,7 @@ class QemuTest(unittest.TestCase):
         vm.evict(r.id, 64 * MB)
         self.qemus[0]("cont")
         # The firmware starts the device; QEMU sends the descriptor of its RAM.
-        self.assertEqual(self.daemon.wait("share")[1], {"id": r.id})
+        self.assertEqual(self.daemon.wait("share")[1], {"id": r.id, "pid": self.others[0].pid})
         name, args, second = self.daemon.wait("attach", 2)
         self.assertIs(args["secondary"], True)
         self.assertEqual(os.pread(r.fd, 1, 64 * MB), b"\x66")
