@@ -131,8 +131,18 @@ enum pageflags {
 	PG_head,
 };
 
-extern void bpf_rcu_read_lock(void) __ksym __weak;
-extern void bpf_rcu_read_unlock(void) __ksym __weak;
+/*
+ * Programs cannot take RCU before Linux 6.2. That is a second object, not a weak reference: one
+ * that stays open makes libbpf look into the types of every module, for which it needs
+ * CAP_SYS_ADMIN.
+ */
+#ifdef FOLIO_PROBE_RCU
+extern void bpf_rcu_read_lock(void) __ksym;
+extern void bpf_rcu_read_unlock(void) __ksym;
+#else
+#define bpf_rcu_read_lock()
+#define bpf_rcu_read_unlock()
+#endif
 
 /* ---- constants ---- */
 
@@ -156,8 +166,6 @@ extern void bpf_rcu_read_unlock(void) __ksym __weak;
 
 /* In which unit hugetlbfs indexes its page cache: huge pages until Linux 6.6, pages since. */
 enum huge_units { UNITS_UNSEEN = 0, UNITS_HUGE, UNITS_PAGES };
-
-const volatile struct folio_probe_config config = {};
 
 /* A fact about the kernel, learnt from the first huge page seen; every racing writer agrees. */
 static int huge_units;
@@ -248,11 +256,9 @@ static __noinline int walk(struct address_space *mapping, __u64 index, struct pl
 {
 	if (!p)
 		return 0;
-	if (config.have_rcu)
-		bpf_rcu_read_lock();
+	bpf_rcu_read_lock();
 	descend(mapping, index, p);
-	if (config.have_rcu)
-		bpf_rcu_read_unlock();
+	bpf_rcu_read_unlock();
 	return 0;
 }
 

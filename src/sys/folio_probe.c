@@ -26,14 +26,16 @@
  * What this does not do: decide. A verdict of BUSY says that somebody holds the page, not who.
  */
 
-/* The compiled program; the build says where it is. */
-__asm__(".pushsection .rodata\n"
-	".balign 16\n"
-	"folio_probe_object:\n"
-	".incbin \"" FOLIO_PROBE_OBJECT "\"\n"
-	"folio_probe_object_end:\n"
-	".popsection\n");
-extern const char folio_probe_object[], folio_probe_object_end[];
+/* The compiled program, with RCU and without; the build says where they are. */
+#define EMBED(name, file)                                \
+	__asm__(".pushsection .rodata\n"                 \
+		".balign 16\n" #name ":\n"               \
+		".incbin \"" file "\"\n" #name "_end:\n" \
+		".popsection\n");                        \
+	extern const char name[], name##_end[]
+
+EMBED(folio_probe_rcu, FOLIO_PROBE_OBJECT_RCU);
+EMBED(folio_probe_plain, FOLIO_PROBE_OBJECT_PLAIN);
 
 #define PROBE_SLOTS 64
 
@@ -56,31 +58,16 @@ static int quiet(enum libbpf_print_level level, const char *format, va_list ap)
 	return 0;
 }
 
-/* What is set in the object before it is loaded. */
-static int prepare(struct folio_probe *p, bool have_rcu)
+static int load_object(struct folio_probe *p, const char *object, const char *end)
 {
-	struct bpf_map *slots = bpf_object__find_map_by_name(p->object, "slots");
-	struct bpf_map *rodata = bpf_object__find_map_by_name(p->object, ".rodata");
-	struct folio_probe_config config = {.have_rcu = have_rcu};
+	struct bpf_map *slots;
+	int r = -EINVAL;
 
-	if (!slots || !rodata)
-		return -EINVAL;
-	if (bpf_map__set_initial_value(rodata, &config, sizeof(config)) ||
-	    bpf_map__set_max_entries(slots, PROBE_SLOTS))
-		return -EINVAL;
-	return 0;
-}
-
-static int load_object(struct folio_probe *p, bool have_rcu)
-{
-	int r;
-
-	p->object = bpf_object__open_mem(
-		folio_probe_object, (size_t)(folio_probe_object_end - folio_probe_object), NULL);
+	p->object = bpf_object__open_mem(object, (size_t)(end - object), NULL);
 	if (!p->object)
 		return -errno;
-	r = prepare(p, have_rcu);
-	if (!r)
+	slots = bpf_object__find_map_by_name(p->object, "slots");
+	if (slots && !bpf_map__set_max_entries(slots, PROBE_SLOTS))
 		r = bpf_object__load(p->object);
 	if (r) {
 		bpf_object__close(p->object);
@@ -91,11 +78,10 @@ static int load_object(struct folio_probe *p, bool have_rcu)
 
 static int load(struct folio_probe *p, struct error *e)
 {
-	int r = load_object(p, true);
+	int r = load_object(p, folio_probe_rcu, folio_probe_rcu_end);
 
-	/* Programs cannot take RCU before Linux 6.2, and do without. */
-	if (r == -EINVAL || r == -EACCES)
-		r = load_object(p, false);
+	if (r)
+		r = load_object(p, folio_probe_plain, folio_probe_plain_end);
 	if (r == -EPERM)
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
 				 "the folio probe may not be loaded: it needs CAP_BPF and "

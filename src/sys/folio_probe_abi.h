@@ -30,11 +30,6 @@ struct folio_probe_slot {
 	__u8 verdict[FOLIO_PROBE_MAX];
 };
 
-/* Read-only data of the program, set before it is loaded. */
-struct folio_probe_config {
-	__u32 have_rcu; /* bpf_rcu_read_lock() is there */
-};
-
 /* The program's context: one call. */
 struct folio_probe_call {
 	__u32 fd;
