@@ -31,16 +31,11 @@ static const uint16_t edges[] = {
 static_assert(sizeof(edges) / sizeof(edges[0]) == PE_STATES, "a row per state");
 
 static const char *const names[] = {
-	[PE_NONE] = "none",
-	[PE_RESIDENT] = "resident",
-	[PE_PROTECTED] = "protected",
-	[PE_UNPROTECTING] = "unprotecting",
-	[PE_STORING] = "storing",
-	[PE_PUNCHING] = "punching",
-	[PE_EVICTED] = "evicted",
-	[PE_LOADING] = "loading",
-	[PE_PINNED] = "pinned",
-	[PE_LOST] = "lost",
+	[PE_NONE] = "none",	      [PE_RESIDENT] = "resident",
+	[PE_PROTECTED] = "protected", [PE_UNPROTECTING] = "unprotecting",
+	[PE_STORING] = "storing",     [PE_PUNCHING] = "punching",
+	[PE_EVICTED] = "evicted",     [PE_LOADING] = "loading",
+	[PE_PINNED] = "pinned",	      [PE_LOST] = "lost",
 	[PE_CLEARING] = "clearing",
 };
 static_assert(sizeof(names) / sizeof(names[0]) == PE_STATES, "a name per state");

@@ -20,10 +20,9 @@
  *   NONE          zero                -            no page, no copy (a page may exist in the cache
  *                                                  that was never seen; a minor fault tells)
  *   RESIDENT      page cache          -            PE_COPY: a backend holds what it was at load
- *   PROTECTED     page cache          evictor      write-protected everywhere; content not yet read.
- *                                                  A fault may take it away (to UNPROTECTING)
- *   UNPROTECTING  page cache          who set it   protection is being lifted. Nobody may protect a
- *                                                  unit in it, so a late lifting can never slip
+ *   PROTECTED     page cache          evictor      write-protected everywhere; content not yet
+ * read. A fault may take it away (to UNPROTECTING) UNPROTECTING  page cache          who set it
+ * protection is being lifted. Nobody may protect a unit in it, so a late lifting can never slip
  *                                                  under a new eviction
  *   STORING       page cache          evictor      protected; content is being read and stored
  *   PUNCHING      backend             evictor      stored and acknowledged; the page is being
@@ -59,17 +58,17 @@ enum page_state {
 	PE_STATES
 };
 
-#define PE_STATE_MASK  UINT64_C(0xf)
-#define PE_WANTED      (UINT64_C(1) << 4) /* owned states: a fault waits, wake when leaving */
-#define PE_COPY	       (UINT64_C(1) << 5) /* resident, with tier and handle of a stored copy */
-#define PE_PREFETCHED  (UINT64_C(1) << 6) /* brought back ahead, not asked for since */
-#define PE_PLAIN       (UINT64_C(1) << 7) /* did not compress the last time */
-#define PE_TIER_SHIFT  8
-#define PE_TIER_MASK   (UINT64_C(0xf) << PE_TIER_SHIFT)
+#define PE_STATE_MASK	UINT64_C(0xf)
+#define PE_WANTED	(UINT64_C(1) << 4) /* owned states: a fault waits, wake when leaving */
+#define PE_COPY		(UINT64_C(1) << 5) /* resident, with tier and handle of a stored copy */
+#define PE_PREFETCHED	(UINT64_C(1) << 6) /* brought back ahead, not asked for since */
+#define PE_PLAIN	(UINT64_C(1) << 7) /* did not compress the last time */
+#define PE_TIER_SHIFT	8
+#define PE_TIER_MASK	(UINT64_C(0xf) << PE_TIER_SHIFT)
 #define PE_HANDLE_SHIFT 12
-#define PE_HANDLE_BITS 48
-#define PE_HANDLE_MASK (((UINT64_C(1) << PE_HANDLE_BITS) - 1) << PE_HANDLE_SHIFT)
-#define PE_RECENT      (UINT64_C(1) << 60) /* evicted lately: coming back now is a refault */
+#define PE_HANDLE_BITS	48
+#define PE_HANDLE_MASK	(((UINT64_C(1) << PE_HANDLE_BITS) - 1) << PE_HANDLE_SHIFT)
+#define PE_RECENT	(UINT64_C(1) << 60) /* evicted lately: coming back now is a refault */
 
 /* Tier 0 is no backend: the content is one 32-bit pattern repeated, kept in the handle. */
 #define PE_TIER_FILL 0u

@@ -121,9 +121,8 @@ static void check_edge(uint64_t unit, uint64_t from, uint64_t to)
 {
 	if (__builtin_expect(page_entry_edge(page_entry_state(from), page_entry_state(to)), 1))
 		return;
-	fprintf(stderr, "page table: unit %llu cannot go from %s to %s\n",
-		(unsigned long long)unit, page_state_name(page_entry_state(from)),
-		page_state_name(page_entry_state(to)));
+	fprintf(stderr, "page table: unit %llu cannot go from %s to %s\n", (unsigned long long)unit,
+		page_state_name(page_entry_state(from)), page_state_name(page_entry_state(to)));
 	abort();
 }
 
