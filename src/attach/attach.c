@@ -23,6 +23,7 @@
  *   attach.c        listener, limits, life of the whole
  *   conn.c          one connection: input, output, timers, closing
  *   intake.c        one message at a time, with its descriptors
+ *   outbox.c        lines on their way out
  *   peer.c          who connected
  *   native.c        the native dialect: order of requests and answers
  *   native_args.c   its arguments        native_ops.c   its commands

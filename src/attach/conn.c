@@ -25,13 +25,6 @@
 
 #define OUT_BOUND (64 << 10) /* a client that has not taken this much is sent no request */
 
-struct out {
-	struct out *next;
-	char *line;
-	size_t bytes, sent;
-	int fd; /* owned, -1 when there is none */
-};
-
 static void on_read(evutil_socket_t fd, short what, void *arg);
 static void on_write(evutil_socket_t fd, short what, void *arg);
 static void on_timer(evutil_socket_t fd, short what, void *arg);
@@ -42,12 +35,7 @@ static void conn_free(struct conn *c)
 {
 	struct attach *at = c->at;
 
-	for (struct out *o = c->out, *next; o; o = next) {
-		next = o->next;
-		fd_close(&o->fd);
-		free(o->line);
-		free(o);
-	}
+	outbox_clear(&c->out);
 	if (c->read_event)
 		event_free(c->read_event);
 	if (c->write_event)
@@ -74,7 +62,7 @@ struct conn *conn_new(struct attach *at, int fd)
 	c->at = at;
 	c->fd = fd;
 	c->peer.pidfd = -1;
-	c->out_tail = &c->out;
+	outbox_init(&c->out);
 	c->reap.run = conn_reap;
 	c->reap.done = conn_reaped;
 	intake_init(&c->intake, at->config.message_max_bytes);
@@ -197,12 +185,12 @@ void conn_update(struct conn *c)
 {
 	if (c->closing)
 		return;
-	if ((c->finishing || c->eof) && !c->out && !c->busy) {
+	if ((c->finishing || c->eof) && !c->out.bytes && !c->busy) {
 		conn_close(c);
 		return;
 	}
-	want(c->read_event, !c->eof && !c->finishing && !c->hold_input && c->out_bytes < OUT_BOUND);
-	want(c->write_event, c->out);
+	want(c->read_event, !c->eof && !c->finishing && !c->hold_input && c->out.bytes < OUT_BOUND);
+	want(c->write_event, c->out.bytes);
 	conn_arm(c);
 }
 
@@ -351,56 +339,17 @@ static void on_read(evutil_socket_t fd, short what, void *arg)
 
 /* ---- output ---- */
 
-static ssize_t out_send(int sock, const struct out *o)
-{
-	union {
-		char space[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = {{0}};
-	struct iovec iov = {o->line + o->sent, o->bytes - o->sent};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-	ssize_t n;
-
-	if (o->fd >= 0) {
-		struct cmsghdr *cmsg = &control.align;
-
-		msg.msg_control = control.space;
-		msg.msg_controllen = sizeof(control.space);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cmsg), &o->fd, sizeof(int));
-	}
-	do {
-		n = sendmsg(sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-	} while (n < 0 && errno == EINTR);
-	return n < 0 ? -errno : n;
-}
-
-/* Sends what the socket takes. Returns 0, or -errno when the client is gone. */
+/* Sends what the socket takes; the client has its time anew whenever it takes something. */
 static int conn_flush(struct conn *c)
 {
-	while (c->out) {
-		struct out *o = c->out;
-		ssize_t n = out_send(c->fd, o);
+	int n = outbox_flush(&c->out, c->fd);
 
-		if (n == -EAGAIN)
-			return 0;
-		if (n < 0)
-			return (int)n;
-		fd_close(&o->fd);
-		o->sent += (size_t)n;
-		c->out_bytes -= (size_t)n;
+	if (n < 0)
+		return n;
+	if (!c->out.bytes)
+		c->out_deadline_ns = 0;
+	else if (n || !c->out_deadline_ns)
 		c->out_deadline_ns = clock_ns() + c->at->config.message_timeout_ms * NS_PER_MS;
-		if (o->sent < o->bytes)
-			continue;
-		c->out = o->next;
-		if (!c->out)
-			c->out_tail = &c->out;
-		free(o->line);
-		free(o);
-	}
-	c->out_deadline_ns = 0;
 	return 0;
 }
 
@@ -417,28 +366,18 @@ static void on_write(evutil_socket_t fd, short what, void *arg)
 
 int conn_send(struct conn *c, char *line, size_t bytes, int fd, bool bounded)
 {
-	struct out *o = NULL;
 	int r = c->closing ? -ENOTCONN : 0;
 
-	if (!r && bounded && c->out_bytes >= OUT_BOUND)
+	if (!r && bounded && c->out.bytes >= OUT_BOUND)
 		r = -EAGAIN;
-	if (!r) {
-		o = calloc(1, sizeof(*o));
-		r = o ? 0 : -ENOMEM;
-	}
 	if (r) {
 		free(line);
 		fd_close(&fd);
 		return r;
 	}
-	o->line = line;
-	o->bytes = bytes;
-	o->fd = fd;
-	if (!c->out)
-		c->out_deadline_ns = clock_ns() + c->at->config.message_timeout_ms * NS_PER_MS;
-	*c->out_tail = o;
-	c->out_tail = &o->next;
-	c->out_bytes += bytes;
+	r = outbox_add(&c->out, line, bytes, fd);
+	if (r)
+		return r;
 	if (conn_flush(c)) {
 		conn_close(c);
 		return -ENOTCONN;

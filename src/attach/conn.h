@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "attach/intake.h"
+#include "attach/outbox.h"
 #include "attach/peer.h"
 #include "attach/worker.h"
 
@@ -35,8 +36,6 @@ struct dialect {
 
 extern const struct dialect native_dialect, firecracker_dialect;
 
-struct out;
-
 struct conn {
 	struct attach *at;
 	struct conn *next, **link;
@@ -48,8 +47,7 @@ struct conn {
 	int held_fds; /* charged to at->held_fds for this connection */
 
 	struct event *read_event, *write_event, *timer;
-	struct out *out, **out_tail; /* lines to be sent */
-	size_t out_bytes;
+	struct outbox out;
 	uint64_t attach_deadline_ns;		       /* 0 while attached */
 	uint64_t message_deadline_ns, out_deadline_ns; /* 0: none */
 
