@@ -108,12 +108,13 @@ void unit_unprotect(struct block *b, uint64_t unit);
 /* Write-protects [unit, unit + n) everywhere. 0, or -errno (then some may be protected). */
 int unit_protect_run(struct block *b, uint64_t unit, uint64_t n);
 /*
- * Puts content into place; the caller owns the unit in LOADING. data NULL: zeroes.
+ * Puts content into place; the caller owns the unit in LOADING. data NULL: zeroes. *partial: in,
+ * an earlier fill of this unit was cut off; out, when this one failed: it was cut off.
  * Returns 0; 1 when a page was there already and was left alone (zeroes only); or
  *   -EAGAIN  try again later       -ENOMEM  no memory (or huge page) to put it into
  *   -ESRCH   the VM is gone        others   the range is not there any more
  */
-int unit_fill(struct block *b, uint64_t unit, const void *data);
+int unit_fill(struct block *b, uint64_t unit, const void *data, bool *partial);
 /* Marks the unit unreadable for the guest; the caller owns it in LOADING, and sets LOST. */
 void unit_poison(struct block *b, uint64_t unit);
 /* True when the page cache has a page for the unit. tmpfs only: hugetlbfs cannot tell. */

@@ -181,12 +181,16 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 	unsigned int tier = page_entry_tier(entry);
 	bool was_none = page_entry_state(entry) == PE_NONE, keep;
 	int64_t bytes = (int64_t)block_unit_bytes(b);
+	bool partial = entry & PE_PARTIAL;
 	uint64_t to;
-	int r = unit_fill(b, unit, data);
+	int r = unit_fill(b, unit, data, &partial);
 
 	if (r < 0) {
 		/* As it was: the handle is still good. */
-		if (page_table_leave(&b->table, unit, entry & ~PE_WANTED))
+		to = entry & ~PE_WANTED;
+		if (partial && !was_none)
+			to |= PE_PARTIAL;
+		if (page_table_leave(&b->table, unit, to))
 			unit_wake(b, unit);
 		return r;
 	}
@@ -197,7 +201,8 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 		collapse_push(vm, b->first_unit + unit);
 	}
 	keep = !was_none && keep_copy(vm, tier, write);
-	to = keep ? page_entry_in(entry & ~PE_RECENT, unit_settled(b, unit)) | PE_COPY
+	to = keep ? page_entry_in(entry & ~(PE_RECENT | PE_PARTIAL), unit_settled(b, unit)) |
+			     PE_COPY
 		  : page_entry_bare(unit_settled(b, unit)) | (entry & PE_PLAIN);
 	if (prefetch)
 		to |= PE_PREFETCHED;

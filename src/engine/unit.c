@@ -191,10 +191,33 @@ static int fill_exists(struct block *b, struct mapping *m, uint64_t unit, const 
 	return 1;
 }
 
-int unit_fill(struct block *b, uint64_t unit, const void *data)
+/*
+ * A small page of a huge unit is there already. If an earlier fill was cut off (partial), it is
+ * ours, and the guest may have written to it since: left alone. Else another process made it by
+ * reading the hole: written over.
+ */
+static int fill_small_exists(struct block *b, struct mapping *m, uint64_t unit, uint64_t at,
+			     const void *data, bool partial)
+{
+	uint64_t addr = mapping_addr(m, unit) + at;
+	int r = 0;
+
+	if (!partial) {
+		r = memfd_write(b->memfd, (const char *)data + at, 4096,
+				block_file_offset(b, unit) + at);
+		vm_count(b->vm, COUNTER_poisoned_fills);
+	}
+	if (!r)
+		uffd_continue(m->att->uffd, addr, 4096, 0);
+	uffd_wake(m->att->uffd, addr, 4096);
+	return r;
+}
+
+int unit_fill(struct block *b, uint64_t unit, const void *data, bool *partial)
 {
 	struct mapping *m = atomic_load(&b->mappings[0]);
 	uint64_t addr, bytes = block_unit_bytes(b), done = 0;
+	bool was_partial = *partial;
 
 	if (!m)
 		return -ENXIO;
@@ -212,10 +235,18 @@ int unit_fill(struct block *b, uint64_t unit, const void *data)
 		else
 			r = uffd_copy(m->att->uffd, addr + done, b->vm->eng->zeroes, bytes - done,
 				      0);
-		if (r == -EEXIST)
+		if (r == -EEXIST && b->kind == BLOCK_THP && data) {
+			r = fill_small_exists(b, m, unit, done, data, was_partial);
+			r = r ? r : 4096;
+		} else if (r == -EEXIST && b->kind == BLOCK_THP) {
+			r = 4096; /* zeroes never go over anything */
+		} else if (r == -EEXIST) {
 			return fill_exists(b, m, unit, data);
-		if (r < 0)
+		}
+		if (r < 0) {
+			*partial = was_partial || done;
 			return (int)r;
+		}
 		done += (uint64_t)r;
 	}
 	return 0;

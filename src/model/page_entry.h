@@ -69,6 +69,8 @@ enum page_state {
 #define PE_HANDLE_BITS	48
 #define PE_HANDLE_MASK	(((UINT64_C(1) << PE_HANDLE_BITS) - 1) << PE_HANDLE_SHIFT)
 #define PE_RECENT	(UINT64_C(1) << 60) /* evicted lately: coming back now is a refault */
+/* Evicted, but part of it is in place already: see unit.c. */
+#define PE_PARTIAL (UINT64_C(1) << 61)
 
 /* Tier 0 is no backend: the content is one 32-bit pattern repeated, kept in the handle. */
 #define PE_TIER_FILL 0u
