@@ -137,6 +137,11 @@ struct loader {
 };
 
 int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth);
+/*
+ * For a single operation off the fault path. A balloon that is inflated asks for one such per
+ * page, and few touch the buffers: zeroing those first would cost more than all the rest.
+ */
+int loader_open_brief(struct engine *eng, struct loader *ld);
 void loader_close(struct loader *ld);
 /* Opens channels to backends that came, closes those of backends that go. The owner's thread. */
 void loader_refresh(struct loader *ld, uint32_t queue_depth);

@@ -21,20 +21,30 @@
  * kept with PE_COPY). A crash between any two of them leaves a copy too many, never one too few.
  */
 
-int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth)
+static int open_with(struct engine *eng, struct loader *ld, uint32_t queue_depth, int map_flags)
 {
 	memset(ld, 0, sizeof(*ld));
 	ld->eng = eng;
-	/* Populated, so that the fault path never waits for memory of its own; not in dumps. */
 	ld->buffers = mmap(NULL, 2 * UNIT_MAX_BYTES, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+			   MAP_PRIVATE | MAP_ANONYMOUS | map_flags, -1, 0);
 	if (ld->buffers == MAP_FAILED) {
 		ld->buffers = NULL;
 		return -errno;
 	}
-	madvise(ld->buffers, 2 * UNIT_MAX_BYTES, MADV_DONTDUMP);
+	madvise(ld->buffers, 2 * UNIT_MAX_BYTES, MADV_DONTDUMP); /* guest content */
 	loader_refresh(ld, queue_depth);
 	return 0;
+}
+
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth)
+{
+	/* Populated, so that the fault path never waits for memory of its own. */
+	return open_with(eng, ld, queue_depth, MAP_POPULATE);
+}
+
+int loader_open_brief(struct engine *eng, struct loader *ld)
+{
+	return open_with(eng, ld, 1, 0);
 }
 
 void loader_close(struct loader *ld)

@@ -190,7 +190,7 @@ static struct loader *borrow_loader(struct engine *eng)
 {
 	struct loader *ld = malloc(sizeof(*ld));
 
-	if (ld && loader_open(eng, ld, 1)) {
+	if (ld && loader_open_brief(eng, ld)) {
 		free(ld);
 		return NULL;
 	}
