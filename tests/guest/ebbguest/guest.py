@@ -196,7 +196,7 @@ class Guest:
         """What the guest's RAM takes of the host's, by the kernel's own account."""
         return sum(os.stat(p).st_blocks * 512 for p in self.memory_fds().values())
 
-    def balloon(self, target_bytes, timeout=30.0):
+    def balloon(self, target_bytes, timeout=120.0):
         self.qmp.execute("balloon", value=target_bytes)
         wait_for(lambda: abs(self.qmp.execute("query-balloon")["actual"] - target_bytes) < 4 << 20,
                  "the balloon", timeout, self.child, step=0.2)
