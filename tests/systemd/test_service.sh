@@ -82,31 +82,54 @@ abilities()
 	ebbctl "$@" query-host | grep -E '^(uffd-features|probe|zap-scan|collapse|poison|userfault)'
 }
 
-# Runs a VM (vm.c) under the service as a user; its RAM goes and comes back whole.
-try_vm() # NAME USER
+# A VM (vm.c) of a user, attached to the service. One at a time; its input and output are vm_in
+# and vm_out.
+start_vm() # NAME USER
 {
-	local vm answer input
+	local answer
 	coproc vm {
 		exec env EBB_SOCKET=/run/ebb/attach.sock EBB_NAME="$1" EBB_MIN_SIZE=1M \
 			LD_PRELOAD="$build/libebb-attach.so" \
 			setpriv --reuid "$2" --regid "$2" --groups ebb "$vm_program" 64
 	}
-	read -r answer <&"${vm[0]}"
+	vm_out=${vm[0]} vm_in=${vm[1]} vm_pid=${vm_PID:?}
+	read -r answer <&"$vm_out"
+	same "the VM is there" ready "$answer"
 	until_true 20 ebbctl query-vm "$1" >/dev/null 2>&1
-	ok "a VM of user $2 attaches" $?
+	ok "the VM $1 of user $2 attaches" $?
+}
+
+ask_vm() # QUESTION
+{
+	local answer
+	echo "$1" >&"$vm_in"
+	read -r answer <&"$vm_out"
+	echo "$answer"
+}
+
+reclaim_vm() # NAME
+{
+	local kib
 	ebbctl vm-reclaim "$1" bytes=48M >/dev/null
 	ok "memory of it can be taken" $?
-	echo resident >&"${vm[1]}"
-	read -r answer <&"${vm[0]}"
-	[ "$answer" -le $((24 << 10)) ]
-	ok "which shows in its memfd ($answer KiB of 65536 left)" $?
-	echo check >&"${vm[1]}"
-	read -r answer <&"${vm[0]}"
-	same "and every page comes back as it was" 0 "$answer"
-	input=${vm[1]}
-	exec {input}>&-
-	wait "${vm_PID:?}"
+	kib=$(ask_vm resident)
+	[ "$kib" -le $((24 << 10)) ]
+	ok "which shows in its memfd ($kib KiB of 65536 left)" $?
+}
+
+end_vm()
+{
+	exec {vm_in}>&-
+	wait "$vm_pid"
 	same "the VM ends by itself" 0 $?
+}
+
+try_vm() # NAME USER
+{
+	start_vm "$1" "$2"
+	reclaim_vm "$1"
+	same "and every page comes back as it was" 0 "$(ask_vm check)"
+	end_vm
 }
 
 cmake --install "$build" >/tmp/install.log 2>&1
@@ -179,13 +202,22 @@ kill -STOP "$pid"
 until_true 30 restarted "$pid"
 ok "after a hang the watchdog brings it back" $?
 
+start_vm vm-kept 0
+reclaim_vm vm-kept
 systemctl stop ebbd.service
 ok "it stops" $?
+same "having brought back what it took" 65536 "$(ask_vm resident)"
+same "as it was" 0 "$(ask_vm check)"
 same "and that is no failure" success "$(property Result)"
 [ -d /run/ebb ]
 ok "the folder of the sockets outlives it" $?
 systemctl start ebbd.service && answers
 ok "it starts again" $?
+until_true 20 ebbctl query-vm vm-kept >/dev/null 2>&1
+ok "and the VM attaches again" $?
+reclaim_vm vm-kept
+same "and every page comes back as it was" 0 "$(ask_vm check)"
+end_vm
 ebbctl quit >/dev/null
 until_true 10 stopped
 sleep 1
