@@ -78,6 +78,7 @@ void client_init(struct client *c)
 	if (snprintf(c->socket_path, sizeof(c->socket_path), "%s", path) >=
 	    (int)sizeof(c->socket_path))
 		say("EBB_SOCKET is longer than a unix socket's path can be");
+	c->dial_path = c->socket_path;
 	if (name && *name)
 		snprintf(c->name, sizeof(c->name), "%s", name);
 	else

@@ -94,6 +94,7 @@ struct client {
 	bool require, secondary, in_qemu;
 
 	/* Written by the helper alone, without the lock. */
+	const char *dial_path; /* the way to socket_path from the helper's working folder */
 	uint64_t retry_ns, backoff_ns;
 	bool one_by_one;       /* an attach with all regions was refused: offer one */
 	unsigned int next_one; /* where to look for that one */

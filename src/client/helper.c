@@ -2,7 +2,10 @@
 /* helper.c: the thread that connects, attaches, and carries messages. */
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -22,6 +25,24 @@
  */
 
 #define STACK_BYTES (256 << 10)
+
+/*
+ * A back end may change its root before it is given any RAM. The thread keeps a root and a working
+ * folder of its own: the one the daemon's socket is in, so that it can always be reached. (A
+ * seccomp filter that the back end loads later is its own threads', not this one's, unless it asks
+ * for all threads.)
+ */
+static void keep_root(struct client *c)
+{
+	const char *slash = strrchr(c->socket_path, '/');
+	char folder[CLIENT_PATH_MAX];
+
+	if (unshare(CLONE_FS) || !slash || slash == c->socket_path)
+		return;
+	snprintf(folder, sizeof(folder), "%.*s", (int)(slash - c->socket_path), c->socket_path);
+	if (!chdir(folder))
+		c->dial_path = slash + 1;
+}
 
 void helper_wake(struct client *c)
 {
@@ -63,6 +84,8 @@ static void *helper_main(void *arg)
 	struct client *c = arg;
 
 	prctl(PR_SET_NAME, "ebb-attach");
+	if (c->secondary)
+		keep_root(c);
 	while (!atomic_load(&c->finished) || c->link == LINK_ATTACHED) {
 		uint64_t next = step(c), now = clock_ns(), count;
 		struct pollfd p[2] = {

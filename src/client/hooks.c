@@ -127,6 +127,9 @@ static void share_descriptors(int sock, const struct msghdr *msg)
 	struct ucred peer = {0};
 	socklen_t len = sizeof(peer);
 
+	/* Nothing is sent: no system call that a sandbox need not allow. */
+	if (!CMSG_FIRSTHDR(msg))
+		return;
 	/* A socketpair tells who made it, not who has its other end by now. */
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &len) || peer.pid == getpid())
 		peer.pid = 0;
@@ -257,6 +260,9 @@ __attribute__((constructor)) static void begin(void)
 	/* Covers what libc calls fork() for itself, too (daemon(), forkpty()). */
 	pthread_atfork(fork_prepare, fork_parent, fork_child);
 	atomic_store_explicit(&ready, true, memory_order_release);
+	/* virtiofsd maps guest RAM when it has a new root and a seccomp filter: be there first. */
+	if (the_client.secondary)
+		helper_start(&the_client);
 }
 
 __attribute__((destructor)) static void end(void)

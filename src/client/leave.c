@@ -232,6 +232,6 @@ void client_fork_child(struct client *c)
 		r->since_ns = clock_ns();
 		any = true;
 	}
-	if (any)
+	if (any || c->secondary)
 		helper_start(c);
 }

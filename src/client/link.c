@@ -190,7 +190,7 @@ static int daemon_pid(int sock)
 int link_connect(struct client *c)
 {
 	struct timeval limit = {.tv_sec = SEND_WAIT_S};
-	int fd = fd_connect_unix(c->socket_path);
+	int fd = fd_connect_unix(c->dial_path);
 	pid_t pid;
 
 	if (fd < 0) {

@@ -111,7 +111,9 @@ void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int fla
 	copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (copy < 0)
 		return;
-	memfile_name(copy, m.name, sizeof(m.name));
+	/* A back end's seccomp filter need not allow readlink(), and the inode is enough. */
+	if (!c->secondary)
+		memfile_name(copy, m.name, sizeof(m.name));
 	pthread_mutex_lock(&c->lock);
 	add_region(c, &m, &f, copy);
 	pthread_mutex_unlock(&c->lock);
