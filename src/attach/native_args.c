@@ -233,11 +233,9 @@ int native_parse_share(struct native_request *req, json_t *args, struct error *e
 	return r;
 }
 
-int native_parse_range(struct native_request *req, json_t *args, struct error *e)
+/* The members of a range, when no unknown one was found. */
+static int parse_range(struct native_request *req, json_t *args, int r, struct error *e)
 {
-	static const char *const known[] = {"id", "offset", "size", NULL};
-	int r = args_known(args, known, e);
-
 	if (!r)
 		r = member_name(args, "arguments", "id", req->id, sizeof(req->id), e);
 	if (!r)
@@ -249,5 +247,22 @@ int native_parse_range(struct native_request *req, json_t *args, struct error *e
 	if (!r && req->size > MEMBER_U64_MAX - req->offset)
 		return error_set(e, EINVAL, ERROR_ARGUMENT,
 				 "arguments.offset + arguments.size wraps around");
+	return r;
+}
+
+int native_parse_range(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"id", "offset", "size", NULL};
+
+	return parse_range(req, args, args_known(args, known, e), e);
+}
+
+int native_parse_discard(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"id", "offset", "size", "deadline", NULL};
+	int r = parse_range(req, args, args_known(args, known, e), e);
+
+	if (!r && json_object_get(args, "deadline"))
+		r = member_u64(args, "arguments", "deadline", &req->deadline_ns, e);
 	return r;
 }

@@ -96,7 +96,8 @@ static int run_region_remove(struct native_request *req, struct error *e)
 
 static int run_discard(struct native_request *req, struct error *e)
 {
-	return engine_discard(req->attachment, req->id, req->offset, req->size, e);
+	return engine_discard(req->attachment, req->id, req->offset, req->size, req->deadline_ns,
+			      e);
 }
 
 static int run_pin(struct native_request *req, struct error *e)
@@ -148,7 +149,7 @@ static const struct native_command commands[] = {
 	{"userfaultfd", NATIVE_ANY, 0, 0, native_parse_nothing, run_userfaultfd},
 	{"region-add", NATIVE_ATTACHED, 1, 1, native_parse_region, run_region_add},
 	{"region-remove", NATIVE_ATTACHED, 0, 0, native_parse_remove, run_region_remove},
-	{"discard", NATIVE_ATTACHED, 0, 0, native_parse_range, run_discard},
+	{"discard", NATIVE_ATTACHED, 0, 0, native_parse_discard, run_discard},
 	{"pin", NATIVE_ATTACHED, 0, 0, native_parse_range, run_pin},
 	{"unpin", NATIVE_ATTACHED, 0, 0, native_parse_range, run_unpin},
 	{"share", NATIVE_ATTACHED, 0, 0, native_parse_share, run_share},

@@ -38,6 +38,7 @@ struct native_request {
 	unsigned int n_regions;
 	char id[REGION_ID_MAX];
 	uint64_t offset, size;
+	uint64_t deadline_ns; /* discard: 0 or CLOCK_MONOTONIC */
 
 	/* What it works on and what it gives. */
 	struct attachment *attachment;
@@ -67,6 +68,7 @@ int native_parse_attach(struct native_request *req, json_t *args, struct error *
 int native_parse_region(struct native_request *req, json_t *args, struct error *e);
 int native_parse_remove(struct native_request *req, json_t *args, struct error *e);
 int native_parse_share(struct native_request *req, json_t *args, struct error *e);
+int native_parse_discard(struct native_request *req, json_t *args, struct error *e);
 int native_parse_range(struct native_request *req, json_t *args, struct error *e);
 int native_parse_nothing(struct native_request *req, json_t *args, struct error *e);
 

@@ -60,6 +60,7 @@ struct op {
 	unsigned int region;   /* index, except for OP_DETACH */
 	uint64_t serial;       /* of that region */
 	uint64_t offset, size; /* OP_DISCARD: bytes in the region */
+	uint64_t deadline_ns;  /* OP_DISCARD: until when the VMM waits */
 	pid_t peer;	       /* OP_SHARE: who gets it; 0: not known */
 	bool discard;	       /* OP_REMOVE: what is evicted may be dropped */
 	bool unwatched;	       /* nobody waits for it: freed when answered */

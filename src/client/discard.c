@@ -9,8 +9,9 @@
 /*
  * A discard has been done by the VMM before it gets here, so a page that was resident reads as
  * zero already. One that was evicted would come back with its old content: the daemon has to
- * forget it before the VMM goes on. A discard that was answered too late would take what has been
- * written since, which is why each is waited for and none is put off to be sent with others.
+ * forget it before the VMM goes on, so each is waited for, and none is put off to be sent with
+ * others. The deadline that goes with it is never later than the VMM goes on: a daemon that is too
+ * slow then keeps what it has, and takes nothing that was written since.
  */
 
 #define DISCARD_WAIT_MS 1000
@@ -31,6 +32,7 @@ static struct op *submit_discard(struct client *c, unsigned int i, uint64_t from
 	if (op) {
 		op->offset = start;
 		op->size = end - start;
+		op->deadline_ns = clock_ns() + DISCARD_WAIT_MS * NS_PER_MS;
 	}
 	return op;
 }
@@ -39,8 +41,14 @@ static void await_discards(struct client *c, struct op **ops, unsigned int n)
 {
 	for (unsigned int i = 0; i < n; i++)
 		op_start(c, ops[i]);
-	for (unsigned int i = 0; i < n; i++)
-		op_wait(c, ops[i], DISCARD_WAIT_MS);
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t deadline = ops[i]->deadline_ns;
+
+		/* The connection broke: the daemon may still be at it, until the deadline. */
+		if (op_wait(c, ops[i], DISCARD_WAIT_MS) == -ENOTCONN)
+			while (clock_ns() < deadline && client_wait(c, deadline) != -ETIMEDOUT)
+				;
+	}
 }
 
 void client_discarded(struct client *c, void *addr, size_t bytes)

@@ -88,6 +88,8 @@ int message_op(const struct client *c, const struct op *op, char *buf, size_t by
 		json_add(&t, "\"id\":");
 		json_add_string(&t, r->id);
 		json_add(&t, ",\"offset\":%" PRIu64 ",\"size\":%" PRIu64, op->offset, op->size);
+		if (op->deadline_ns)
+			json_add(&t, ",\"deadline\":%" PRIu64, op->deadline_ns);
 		break;
 	case OP_SHARE:
 		json_add(&t, "\"id\":");

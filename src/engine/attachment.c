@@ -263,14 +263,12 @@ static void find_resident(struct block *b)
 	atomic_fetch_add(&b->vm->resident, (int64_t)(resident << b->unit_shift));
 }
 
-static int add_to(_Atomic(struct mapping *) *list, _Atomic unsigned int *n, unsigned int max,
-		  struct mapping *m)
+/* Puts a mapping into the first free slot from `first` on; slot 0 of a block is its primary's. */
+static int add_to(_Atomic(struct mapping *) *list, _Atomic unsigned int *n, unsigned int first,
+		  unsigned int max, struct mapping *m)
 {
-	for (unsigned int i = 0; i < max; i++) {
+	for (unsigned int i = first; i < max; i++) {
 		if (atomic_load(&list[i]))
-			continue;
-		/* Slot 0 of a block is the primary's for ever. */
-		if (i == 0 && m->att->secondary && list == m->block->mappings)
 			continue;
 		atomic_store_explicit(&list[i], m, memory_order_release);
 		if (i >= atomic_load(n))
@@ -320,12 +318,12 @@ int attachment_add_block(struct attachment *att, const struct attach_region *reg
 		free(m);
 		return r;
 	}
-	add_to(b->mappings, &b->n_mappings, BLOCK_MAPPINGS_MAX, m);
+	add_to(b->mappings, &b->n_mappings, 0, BLOCK_MAPPINGS_MAX, m);
 	find_resident(b);
 	atomic_store(&vm->units, b->first_unit + b->units);
 	atomic_store_explicit(&vm->blocks[n], b, memory_order_release);
 	atomic_store_explicit(&vm->n_blocks, n + 1, memory_order_release);
-	add_to(att->mappings, &att->n_mappings, VM_REGIONS_MAX, m);
+	add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m);
 	return 0;
 }
 
@@ -344,8 +342,12 @@ static bool thp_mapped_twice(struct vm *vm)
 	return false;
 }
 
-/* A region of a secondary: may map a part of a block, or several blocks of one file. */
-static int add_secondary(struct attachment *att, const struct attach_region *reg, struct error *e)
+/*
+ * One more mapping of blocks that are there: a region of a secondary, or a second mapping in the
+ * primary's own process. It may map a part of a block, or several blocks of one file. No eviction
+ * is under way. Under vm.lock.
+ */
+static int add_mapping(struct attachment *att, const struct attach_region *reg, struct error *e)
 {
 	struct vm *vm = att->vm;
 	struct memfd_info info;
@@ -372,13 +374,14 @@ static int add_secondary(struct attachment *att, const struct attach_region *reg
 				(hi - lo) >> b->unit_shift);
 		if (!m)
 			return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		snprintf(m->id, sizeof(m->id), "%s", reg->id);
 		/* Registered before it is published: an eviction under way may have protected only
 		 * the other mappings, so eviction is suspended while a secondary joins. */
 		r = register_mapping(m, e);
-		if (!r && add_to(b->mappings, &b->n_mappings, BLOCK_MAPPINGS_MAX, m))
+		if (!r && add_to(b->mappings, &b->n_mappings, 1, BLOCK_MAPPINGS_MAX, m))
 			r = error_set(e, ENOSPC, ERROR_LIMIT, "too many mappings of region %s",
 				      b->id);
-		if (!r && add_to(att->mappings, &att->n_mappings, VM_REGIONS_MAX, m))
+		if (!r && add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m))
 			r = error_set(e, ENOSPC, ERROR_LIMIT, "too many regions");
 		if (r) {
 			free(m);
@@ -448,18 +451,22 @@ static int link_vm(struct vm *vm, struct error *e)
 	return r;
 }
 
-/* Drops an attachment's mappings out of the blocks. All threads forget them, then they go. */
-static void take_out(struct attachment *att)
+/*
+ * Drops an attachment's mappings out of the blocks; those of this id, or all (NULL). All threads
+ * forget them, then they go.
+ */
+static void take_out(struct attachment *att, const char *id)
 {
 	struct vm *vm = att->vm;
 	struct mapping *gone[VM_REGIONS_MAX];
 	unsigned int n = 0;
 
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++) {
-		struct mapping *m = atomic_exchange(&att->mappings[i], NULL);
+		struct mapping *m = atomic_load(&att->mappings[i]);
 
-		if (!m)
+		if (!m || (id && strcmp(m->id, id) != 0))
 			continue;
+		atomic_store(&att->mappings[i], NULL);
 		for (unsigned int k = 0; k < BLOCK_MAPPINGS_MAX; k++) {
 			struct mapping *same = m;
 
@@ -497,6 +504,64 @@ static void unaccount(struct loader *ld, struct block *b)
 			loader_free_handle(ld, vm, page_entry_tier(e), page_entry_handle(e));
 		}
 	}
+}
+
+/* True when this region is memory of a block that the VM has already. */
+static bool is_known_memory(struct vm *vm, const struct attach_region *reg)
+{
+	struct memfd_info info;
+
+	if (memfd_info(reg->memfd, &info))
+		return false;
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (b && !atomic_load(&b->gone) && b->dev == info.dev && b->ino == info.ino &&
+		    reg->memfd_offset < b->memfd_offset + b->bytes &&
+		    b->memfd_offset < reg->memfd_offset + reg->size)
+			return true;
+	}
+	return false;
+}
+
+int attachment_add_region(struct attachment *att, const struct attach_region *reg, struct error *e)
+{
+	struct vm *vm = att->vm;
+	int r;
+
+	if (!att->secondary && !is_known_memory(vm, reg)) {
+		pthread_mutex_lock(&vm->lock);
+		r = attachment_add_block(att, reg, e);
+		pthread_mutex_unlock(&vm->lock);
+		return r;
+	}
+	/* An eviction that does not know of the new mapping would protect only the others. */
+	atomic_fetch_add(&vm->joining, 1);
+	vm_suspend(vm, SUSPEND_SHARED, true);
+	engine_barrier(vm->eng);
+	pthread_mutex_lock(&vm->lock);
+	r = add_mapping(att, reg, e);
+	pthread_mutex_unlock(&vm->lock);
+	atomic_fetch_sub(&vm->joining, 1);
+	vm_check_peers(vm);
+	return r;
+}
+
+bool attachment_drop_mapping(struct attachment *att, const char *id)
+{
+	bool any = false;
+
+	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
+		struct mapping *m = atomic_load(&att->mappings[i]);
+
+		if (!m || strcmp(m->id, id) != 0)
+			continue;
+		uffd_unregister(att->uffd, m->host_addr, m->units << m->block->unit_shift);
+		any = true;
+	}
+	if (any)
+		take_out(att, id);
+	return any;
 }
 
 void block_retire(struct loader *ld, struct block *b)
@@ -557,7 +622,7 @@ static int attach_regions(struct attachment *att, struct attach_request *req, st
 
 	pthread_mutex_lock(&att->vm->lock);
 	for (unsigned int i = 0; i < req->n_regions && !r; i++)
-		r = att->secondary ? add_secondary(att, &req->regions[i], e)
+		r = att->secondary ? add_mapping(att, &req->regions[i], e)
 				   : attachment_add_block(att, &req->regions[i], e);
 	pthread_mutex_unlock(&att->vm->lock);
 	return r;
@@ -703,7 +768,7 @@ fail:
 	}
 	unregister_all(att);
 	if (att->secondary)
-		take_out(att);
+		take_out(att, NULL);
 	else
 		unlink_vm(vm);
 	engine_barrier(eng);
@@ -776,7 +841,7 @@ void attachment_leave(struct attachment *att)
 	keeper_unwatch_exit(vm->eng->keeper, att);
 	unregister_all(att);
 	forget_attachment(att);
-	take_out(att);
+	take_out(att, NULL);
 	/* Whoever looked it up by its serial under the engine's lock has its own reference now. */
 	pthread_mutex_lock(&vm->eng->lock);
 	pthread_mutex_unlock(&vm->eng->lock);

@@ -255,7 +255,7 @@ static int drain_block(struct loader *ld, struct block *b, unsigned int tier, st
 static int drain_vm(struct engine *eng, struct vm *vm, unsigned int tier, struct progress *p)
 {
 	struct loader *ld = malloc(sizeof(*ld));
-	int r = ld ? loader_open(eng, ld, 1) : -ENOMEM;
+	int r = ld ? loader_open_brief(eng, ld) : -ENOMEM;
 
 	if (r) {
 		free(ld);
@@ -322,6 +322,10 @@ int engine_backend_remove(struct engine *eng, const char *name, struct progress 
 		engine_barrier(eng);
 		engine_barrier(eng);
 		for (unsigned int i = 0; i < n; i++) {
+			pthread_mutex_lock(&vms[i]->op_lock);
+			if (vms[i]->op_loader)
+				loader_refresh(vms[i]->op_loader, 1);
+			pthread_mutex_unlock(&vms[i]->op_lock);
 			pthread_mutex_lock(&vms[i]->lock);
 			if (atomic_load(&vms[i]->spaces[t]))
 				close_space(vms[i], t);

@@ -129,9 +129,14 @@ int engine_region_add(struct attachment *a, const struct attach_region *region, 
 /* Brings back what is evicted of the region (unless discard), then unregisters it. Long. */
 int engine_region_remove(struct attachment *a, const char *id, bool discard, struct progress *p,
 			 struct error *e);
-/* [offset, offset + bytes) of region id now reads as zero; stored content is freed. */
+/*
+ * [offset, offset + bytes) of region id now reads as zero; stored content is freed. deadline_ns: 0,
+ * or (CLOCK_MONOTONIC) until when the client waits, having dropped resident pages itself: what is
+ * there then was written later and stays, and an evicted unit that is reached too late stays too
+ * (-ETIMEDOUT).
+ */
 int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
-		   struct error *e);
+		   uint64_t deadline_ns, struct error *e);
 /* Long-lived DMA begins/ends on a range; pin brings it back first. Pins nest. */
 int engine_pin(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
 	       struct error *e);

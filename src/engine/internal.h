@@ -239,6 +239,13 @@ void keeper_check_foreign(struct vm *vm);
 /* ---- attachment.c ---- */
 /* One more RAM block of the primary: checked, registered, published. Under vm.lock. */
 int attachment_add_block(struct attachment *att, const struct attach_region *reg, struct error *e);
+/* A region that comes later: a new RAM block, or one more mapping of one that is there. */
+int attachment_add_region(struct attachment *att, const struct attach_region *reg, struct error *e);
+/*
+ * Takes a mapping beside the primary's first out of service: it is being unmapped, or everything is
+ * resident and eviction suspended. False when there is none of that id.
+ */
+bool attachment_drop_mapping(struct attachment *att, const char *id);
 /* The process is gone: the attachment, or with the primary the whole VM, is taken out. */
 void attachment_exited(struct engine *eng, uint64_t serial);
 /* A secondary goes while its process lives on; nothing of the VM is evicted now. */

@@ -64,7 +64,7 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 static int restore_vm(struct vm *vm, struct progress *p)
 {
 	struct loader *ld = malloc(sizeof(*ld));
-	int r = ld ? loader_open(vm->eng, ld, 1) : -ENOMEM;
+	int r = ld ? loader_open_brief(vm->eng, ld) : -ENOMEM;
 
 	if (r) {
 		free(ld);
@@ -311,7 +311,7 @@ int engine_vm_prefetch(struct engine *eng, const char *name, struct progress *p,
 	if (!vm)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no VM %s", name);
 	ld = malloc(sizeof(*ld));
-	if (!ld || loader_open(eng, ld, 1)) {
+	if (!ld || loader_open_brief(eng, ld)) {
 		free(ld);
 		vm_put(vm);
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");

@@ -10,6 +10,8 @@
 
 /* A unit that is worked on is asked for again after so long. */
 #define RETRY_US 200
+/* A part of a unit is dropped only when the client will still wait for so long. */
+#define PART_MARGIN_NS (500 * NS_PER_MS)
 
 static struct block *block_by_id(struct vm *vm, const char *id)
 {
@@ -46,14 +48,9 @@ int engine_region_add(struct attachment *a, const struct attach_region *region, 
 	struct vm *vm = a->vm;
 	int r;
 
-	if (a->secondary)
-		return error_set(e, EPERM, ERROR_PERMISSION,
-				 "a secondary attaches anew instead of adding regions");
 	if (atomic_load(&vm->dead) || atomic_load(&vm->restoring))
 		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
-	pthread_mutex_lock(&vm->lock);
-	r = attachment_add_block(a, region, e);
-	pthread_mutex_unlock(&vm->lock);
+	r = attachment_add_region(a, region, e);
 	if (r)
 		return r;
 	vm_resize_recent(vm);
@@ -77,11 +74,14 @@ static void forget_copy(struct loader *ld, struct block *b, uint64_t entry)
 /*
  * Makes one unit read as zero from now on; waits while somebody else works on it.
  *
- * Order: claim (CLEARING), drop the page, free the copy, NONE. A write by the VM between its own
- * punch and the end of this call may be dropped: the call that asked for the discard has not
- * returned, so the VM itself cannot know on which side of it the write was.
+ * Order: claim (CLEARING), drop the page, free the copy, NONE. Without a deadline, a write by the
+ * VM before the end of this call may be dropped: the call that asked for the discard has not
+ * returned, so the VM itself cannot know on which side of it the write was. With one, the client
+ * may have gone on already, so a resident page is left alone (the client dropped the old one, and
+ * this is a later one), and the copy of an evicted unit is dropped only if the time has not come
+ * after the claim: from the claim on nobody can write to it, so what it holds is from before.
  */
-static int clear_unit(struct loader *ld, struct block *b, uint64_t unit)
+static int clear_unit(struct loader *ld, struct block *b, uint64_t unit, uint64_t deadline_ns)
 {
 	struct vm *vm = b->vm;
 	int64_t bytes = (int64_t)block_unit_bytes(b);
@@ -103,8 +103,15 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit)
 				unit_cancel(b, unit, e);
 			continue;
 		}
+		if (deadline_ns && (s == PE_RESIDENT || s == PE_PINNED || s == PE_NONE))
+			return 0;
 		if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_CLEARING)))
 			break;
+	}
+	if (deadline_ns && clock_ns() >= deadline_ns) {
+		if (page_table_leave(&b->table, unit, e & ~PE_WANTED))
+			unit_wake(b, unit);
+		return -ETIMEDOUT;
 	}
 	r = memfd_punch(b->memfd, block_file_offset(b, unit), (uint64_t)bytes);
 	if (r) {
@@ -149,8 +156,10 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit)
  * nobody has, so it is brought back and the part dropped for it.
  */
 static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_t offset,
-		      uint64_t bytes)
+		      uint64_t bytes, uint64_t deadline_ns)
 {
+	bool was_evicted = false;
+
 	for (;;) {
 		uint64_t e = page_table_get(&b->table, unit);
 		int r;
@@ -160,6 +169,7 @@ static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_
 		case PE_LOST:
 			return 0;
 		case PE_EVICTED:
+			was_evicted = true;
 			r = loader_bring_back(ld, b, unit, false);
 			if (r == -ENOMEM || r == -ESRCH || r == -EIO)
 				return r;
@@ -170,6 +180,11 @@ static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_
 			continue;
 		case PE_RESIDENT:
 		case PE_PINNED:
+			if (deadline_ns && !was_evicted)
+				return 0;
+			/* The guest can write to it from here on: only well before the time. */
+			if (deadline_ns && clock_ns() + PART_MARGIN_NS > deadline_ns)
+				return -ETIMEDOUT;
 			/* Owned while it is punched, so that no eviction reads half of it. */
 			if (!page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
 				continue;
@@ -204,7 +219,8 @@ static void return_loader(struct loader *ld)
 }
 
 /* The units at the edges of a range that lie in it only in part. */
-static int clear_parts(struct loader *ld, struct block *b, uint64_t offset, uint64_t bytes)
+static int clear_parts(struct loader *ld, struct block *b, uint64_t offset, uint64_t bytes,
+		       uint64_t deadline_ns)
 {
 	uint64_t size = block_unit_bytes(b), first = offset / size,
 		 last = (offset + bytes - 1) / size;
@@ -212,51 +228,77 @@ static int clear_parts(struct loader *ld, struct block *b, uint64_t offset, uint
 	int r = 0;
 
 	if (first == last)
-		return head || tail ? clear_part(ld, b, first, head, bytes) : 0;
+		return head || tail ? clear_part(ld, b, first, head, bytes, deadline_ns) : 0;
 	if (head)
-		r = clear_part(ld, b, first, head, size - head);
+		r = clear_part(ld, b, first, head, size - head, deadline_ns);
 	if (tail && !r)
-		r = clear_part(ld, b, last, 0, tail);
+		r = clear_part(ld, b, last, 0, tail, deadline_ns);
 	return r;
 }
 
+/*
+ * The loader that a VM's discards share: a balloon discards 4 KiB at a time, and making one for
+ * each would take longer than all the rest. Under op_lock.
+ */
+static struct loader *discard_loader(struct vm *vm)
+{
+	if (!vm->op_loader)
+		vm->op_loader = borrow_loader(vm->eng);
+	if (vm->op_loader)
+		loader_refresh(vm->op_loader, 1);
+	return vm->op_loader;
+}
+
+static int discard_range(struct loader *ld, struct block *b, uint64_t offset, uint64_t bytes,
+			 uint64_t deadline_ns)
+{
+	uint64_t unit_bytes = block_unit_bytes(b);
+	uint64_t first = (offset + unit_bytes - 1) / unit_bytes,
+		 end = (offset + bytes) / unit_bytes;
+	int result = clear_parts(ld, b, offset, bytes, deadline_ns);
+
+	for (uint64_t u = first; u < end; u++) {
+		uint64_t entry;
+		int r;
+
+		if (u % PAGE_TABLE_RUN == 0 && end - u >= PAGE_TABLE_RUN &&
+		    page_table_uniform(&b->table, u, &entry) &&
+		    page_entry_state(entry) == PE_NONE) {
+			u += PAGE_TABLE_RUN - 1;
+			continue;
+		}
+		r = clear_unit(ld, b, u, deadline_ns);
+		if (r)
+			result = r;
+	}
+	return result;
+}
+
 int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
-		   struct error *e)
+		   uint64_t deadline_ns, struct error *e)
 {
 	struct vm *vm = a->vm;
 	struct loader *ld;
 	struct block *b;
-	uint64_t unit_bytes, first, end;
 	int r;
 
-	ld = borrow_loader(vm->eng);
-	if (!ld)
-		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	pthread_rwlock_rdlock(&vm->structure);
-	r = find_range(a, id, offset, bytes, &b, e);
+	pthread_mutex_lock(&vm->op_lock);
+	ld = discard_loader(vm);
+	if (!ld)
+		r = error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	else
+		r = find_range(a, id, offset, bytes, &b, e);
 	if (!r) {
-		unit_bytes = block_unit_bytes(b);
-		first = (offset + unit_bytes - 1) / unit_bytes;
-		end = (offset + bytes) / unit_bytes;
-		if (clear_parts(ld, b, offset, bytes))
-			r = error_set(e, EIO, ERROR_GENERIC,
-				      "region %s: a part of a huge page cannot be dropped", id);
-		for (uint64_t u = first; u < end; u++) {
-			uint64_t entry;
-
-			if (u % PAGE_TABLE_RUN == 0 && end - u >= PAGE_TABLE_RUN &&
-			    page_table_uniform(&b->table, u, &entry) &&
-			    page_entry_state(entry) == PE_NONE) {
-				u += PAGE_TABLE_RUN - 1;
-				continue;
-			}
-			if (clear_unit(ld, b, u))
-				r = error_set(e, EIO, ERROR_GENERIC,
-					      "region %s: its memfd cannot be punched", id);
-		}
+		r = discard_range(ld, b, offset, bytes, deadline_ns);
+		loader_flush_frees(ld);
+		if (r)
+			error_set(e, -r, ERROR_GENERIC, "region %s: %s", id,
+				  r == -ETIMEDOUT ? "too late, some of it is kept"
+						  : "its memfd cannot be punched");
 	}
+	pthread_mutex_unlock(&vm->op_lock);
 	pthread_rwlock_unlock(&vm->structure);
-	return_loader(ld);
 	return r;
 }
 
@@ -423,6 +465,10 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 
 	if (!ld)
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	if (attachment_drop_mapping(a, id)) {
+		return_loader(ld);
+		return 0;
+	}
 	pthread_rwlock_rdlock(&vm->structure);
 	r = find_range(a, id, 0, 1, &b, e);
 	if (!r) {

@@ -72,6 +72,7 @@ struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t 
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_rwlock_init(&vm->structure, NULL);
 	pthread_mutex_init(&vm->policy_lock, NULL);
+	pthread_mutex_init(&vm->op_lock, NULL);
 	pthread_mutex_init(&vm->recent.lock, NULL);
 	return vm;
 }
@@ -108,6 +109,9 @@ void vm_put(struct vm *vm)
 		return;
 	policies_detach(vm);
 	huge_reserve_drop(vm);
+	if (vm->op_loader)
+		loader_close(vm->op_loader);
+	free(vm->op_loader);
 	backends_close_spaces(vm);
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++)
 		block_free(atomic_load(&vm->blocks[i]));
@@ -116,6 +120,7 @@ void vm_put(struct vm *vm)
 	pthread_mutex_destroy(&vm->lock);
 	pthread_rwlock_destroy(&vm->structure);
 	pthread_mutex_destroy(&vm->policy_lock);
+	pthread_mutex_destroy(&vm->op_lock);
 	pthread_mutex_destroy(&vm->recent.lock);
 	free(vm->recent.units);
 	free(vm);

@@ -26,9 +26,9 @@
  * waits until every engine thread has passed a point where it holds none, then they are freed. A
  * VM itself is reference counted on top of that, because jobs and control hold it longer.
  *
- * Lock order: engine.lock, vm.structure, vm.lock, vm.policy_lock, block.pin_lock. None is held
- * across a long operation except vm.policy_lock across policy hooks; none but pin_lock (a few
- * comparisons) is ever taken on the fault path.
+ * Lock order: engine.lock, vm.structure, vm.op_lock, vm.lock, vm.policy_lock, block.pin_lock. None
+ * is held across a long operation except vm.policy_lock across policy hooks; none but pin_lock (a
+ * few comparisons) is ever taken on the fault path.
  */
 
 #define BLOCK_MAPPINGS_MAX 32
@@ -61,6 +61,7 @@ struct store_memory {
 /* Part of a block as one process maps it. */
 struct mapping {
 	struct attachment *att;
+	char id[REGION_ID_MAX]; /* of a mapping beside the primary's first; "" for that */
 	struct block *block;
 	uint64_t host_addr;  /* of first_unit */
 	uint64_t first_unit; /* within the block */
@@ -203,6 +204,8 @@ struct vm {
 	struct vm_policy reclaim, prefetch;
 	_Atomic bool reclaim_wants_faults;
 	struct prefetch_ring prefetch_ring, collapse_ring;
+	pthread_mutex_t op_lock;  /* guards: */
+	struct loader *op_loader; /* of discards; made by the first */
 	struct fault_ring fault_ring;
 	uint64_t sweep_hand; /* under policy_lock */
 	bool has_tracker;

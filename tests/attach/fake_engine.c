@@ -128,8 +128,9 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 }
 
 int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
-		   struct error *e)
+		   uint64_t deadline_ns, struct error *e)
 {
+	(void)deadline_ns;
 	(void)e;
 	note(a->eng, "discard %s %s %" PRIu64 "+%" PRIu64, a->vm, id, offset, bytes);
 	return 0;

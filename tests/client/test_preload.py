@@ -256,10 +256,13 @@ class PreloadTest(unittest.TestCase):
         for page in range(4):
             g("write", 0, page * PAGE, 11)
             vm.evict(r.id, page * PAGE)
+        before = time.monotonic_ns()
         self.assertEqual(g("punch", 0, PAGE, 2 * PAGE), "ok")
-        sent = self.daemon.messages("discard")
-        self.assertEqual([m[1] for m in sent],
-                         [{"id": r.id, "offset": PAGE, "size": 2 * PAGE}])
+        sent = [dict(m[1]) for m in self.daemon.messages("discard")]
+        # What the daemon reaches after the VMM has gone on, it must not drop.
+        deadline = sent[0].pop("deadline")
+        self.assertTrue(before < deadline < time.monotonic_ns() + 2 * 10**9)
+        self.assertEqual(sent, [{"id": r.id, "offset": PAGE, "size": 2 * PAGE}])
         self.assertEqual([g("read", 0, page * PAGE) for page in range(4)], ["11", "0", "0", "11"])
 
     def test_23_madv_remove_discards_dontneed_keeps(self):
