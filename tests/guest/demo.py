@@ -213,7 +213,8 @@ class Demo:
 def options():
     p = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.split("\n\n")[0])
     p.add_argument("--memory", default="1G", help="the guest's RAM (default 1G)")
-    p.add_argument("--data", type=int, default=400, metavar="MIB", help="Redis' data (default 400)")
+    p.add_argument("--data", type=int, default=300, metavar="MIB",
+                   help="Redis' data (default 300)")
     p.add_argument("--seconds", type=float, default=30, help="load under the limit (default 30)")
     p.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto",
                    help="auto: KVM where it runs a 64-bit guest, else TCG")
