@@ -22,6 +22,7 @@
  */
 
 #define VM_NAME_MAX	    64
+#define STORE_NAME_MAX	    64
 #define REGION_ID_MAX	    64
 #define VM_REGIONS_MAX	    64 /* RAM blocks per VM */
 #define VM_ATTACH_MAX	    16 /* processes that map one VM's RAM */
@@ -96,6 +97,18 @@ struct attach_client_ops {
 	 * a second; never called from the fault path.
 	 */
 	int (*zap)(void *client, const struct ebb_range *host_ranges_bytes, uint32_t n);
+	/*
+	 * Keep this piece of the VM's state for the daemon's successor: fd (borrowed) is read-only.
+	 * With fd -1: let go of the piece of that name. Returns 0 when the client has confirmed,
+	 * -errno when not; may block as zap does. NULL: the client keeps nothing.
+	 */
+	int (*keep)(void *client, const char *name, int fd, uint64_t bytes);
+};
+
+/* A piece of state that a client kept through the death of a daemon. */
+struct attach_kept {
+	char name[STORE_NAME_MAX];
+	int fd; /* borrowed; only believed after its owner, mode and seals were checked */
 };
 
 struct attach_request {
@@ -106,6 +119,13 @@ struct attach_request {
 	int pidfd; /* consumed */
 	int uffd;  /* consumed; UFFDIO_API not yet called */
 	bool secondary;
+	/*
+	 * The client was attached to a daemon that died: uffd is the one of then (UFFDIO_API done,
+	 * ranges registered), and kept is what that daemon had given it to hold.
+	 */
+	bool resume;
+	const struct attach_kept *kept;
+	unsigned int n_kept;
 	const struct attach_region *regions;
 	unsigned int n_regions;
 	const struct attach_client_ops *ops; /* NULL: the client takes no requests */
