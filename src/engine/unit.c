@@ -255,6 +255,16 @@ int unit_fill(struct block *b, uint64_t unit, const void *data, bool *partial)
 void unit_poison(struct block *b, uint64_t unit)
 {
 	FOR_EACH_MAPPING(b, m, i)
-	if (mapping_covers(m, unit))
-		uffd_poison(m->att->uffd, mapping_addr(m, unit), block_unit_bytes(b));
+	{
+		uint64_t addr, bytes;
+
+		if (!overlap(m, unit, 1, &addr, &bytes))
+			continue;
+		/* The protection of the eviction outlives the page as a marker in the page table,
+		 * and nothing is written over a marker. */
+		if (uffd_poison(m->att->uffd, addr, bytes) == -EEXIST) {
+			uffd_unprotect(m->att->uffd, addr, bytes);
+			uffd_poison(m->att->uffd, addr, bytes);
+		}
+	}
 }
