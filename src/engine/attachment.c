@@ -494,8 +494,6 @@ static void unaccount(struct loader *ld, struct block *b)
 
 		if (page_state_present(s))
 			atomic_fetch_sub(&vm->resident, bytes);
-		if (s == PE_PINNED)
-			atomic_fetch_sub(&vm->pinned, bytes);
 		if (s == PE_LOST)
 			atomic_fetch_sub(&vm->lost, bytes);
 		if (e & PE_COPY) {

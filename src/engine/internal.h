@@ -236,6 +236,10 @@ void keeper_unwatch_exit(struct keeper *k, struct attachment *att);
 /* Looks for foreign mappings of the VM's RAM now and suspends or resumes eviction. */
 void keeper_check_foreign(struct vm *vm);
 
+/* ---- regions.c ---- */
+/* How much of the block is covered by pins. */
+uint64_t block_pinned_bytes(struct block *b);
+
 /* ---- attachment.c ---- */
 /* One more RAM block of the primary: checked, registered, published. Under vm.lock. */
 int attachment_add_block(struct attachment *att, const struct attach_region *reg, struct error *e);

@@ -47,6 +47,7 @@ static void fill_blocks(struct vm *vm, struct vm_info *out)
 			continue;
 		out->regions++;
 		out->ram_bytes += b->bytes;
+		out->pinned_bytes += block_pinned_bytes(b);
 		out->table_bytes += page_table_footprint(&b->table);
 		small |= b->kind == BLOCK_SHMEM;
 		thp |= b->kind == BLOCK_THP;
@@ -106,7 +107,6 @@ int engine_vm_info(struct engine *eng, const char *name, struct vm_info *out, st
 	out->resident_bytes = bytes_of(&vm->resident);
 	out->evicted_bytes = bytes_of(&vm->evicted);
 	out->zero_bytes = bytes_of(&vm->zero);
-	out->pinned_bytes = bytes_of(&vm->pinned);
 	out->lost_bytes = bytes_of(&vm->lost);
 	out->clean_copy_bytes = bytes_of(&vm->copies);
 	out->limit_bytes = atomic_load(&vm->limit_bytes);

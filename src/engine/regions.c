@@ -315,8 +315,7 @@ static int pin_unit(struct loader *ld, struct block *b, uint64_t unit)
 		case PE_LOST:
 			return 0;
 		case PE_RESIDENT:
-			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_PINNED)))
-				atomic_fetch_add(&b->vm->pinned, (int64_t)block_unit_bytes(b));
+			page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_PINNED));
 			continue;
 		case PE_PROTECTED:
 			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
@@ -376,6 +375,42 @@ static int drop_pin(struct block *b, uint64_t first, uint64_t count)
 	return r;
 }
 
+uint64_t block_pinned_bytes(struct block *b)
+{
+	struct pin pins[BLOCK_PINS_MAX];
+	uint64_t units = 0;
+	unsigned int n;
+
+	/* Faults take this lock too, so it is not held for the comparisons. */
+	pthread_mutex_lock(&b->pin_lock);
+	n = atomic_load(&b->n_pins);
+	memcpy(pins, b->pins, n * sizeof(pins[0]));
+	pthread_mutex_unlock(&b->pin_lock);
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t at = pins[i].first, end = at + pins[i].count, next;
+
+		/* What several pins cover is counted with the first of them. */
+		for (; at < end; at = next) {
+			bool counted = false;
+
+			next = end;
+			for (unsigned int k = 0; k < i; k++) {
+				uint64_t from = pins[k].first, to = from + pins[k].count;
+
+				if (at >= from && at < to) {
+					counted = true;
+					next = to;
+					break;
+				}
+				if (from > at && from < next)
+					next = from;
+			}
+			units += counted ? 0 : next - at;
+		}
+	}
+	return units << b->unit_shift;
+}
+
 /* PINNED units that no pin covers any more become RESIDENT. */
 static void unpin_units(struct block *b, uint64_t first, uint64_t count)
 {
@@ -384,9 +419,7 @@ static void unpin_units(struct block *b, uint64_t first, uint64_t count)
 
 		if (page_entry_state(e) != PE_PINNED || unit_settled(b, u) == PE_PINNED)
 			continue;
-		if (page_table_cas(&b->table, u, &e, page_entry_in(e, PE_RESIDENT)))
-			atomic_fetch_sub(&b->vm->pinned, (int64_t)block_unit_bytes(b));
-		else
+		if (!page_table_cas(&b->table, u, &e, page_entry_in(e, PE_RESIDENT)))
 			u--; /* somebody lifts a stale protection: once more */
 	}
 }

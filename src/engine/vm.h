@@ -176,7 +176,7 @@ struct vm {
 	void *space_ctx[PE_TIERS]; /* what the backend knows the space by; ours */
 
 	/* Accounting, bytes. */
-	_Atomic int64_t resident, evicted, zero, pinned, lost, copies;
+	_Atomic int64_t resident, evicted, zero, lost, copies;
 	_Atomic int64_t tier_units[PE_TIERS];
 	_Atomic uint64_t evicted_ever; /* bytes */
 	_Atomic uint64_t counter[COUNTERS];
