@@ -687,7 +687,7 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 
 	if (r)
 		return r;
-	atomic_fetch_or(&vm->suspended, SUSPEND_FOREIGN); /* until we have looked */
+	atomic_fetch_or(&vm->suspended, SUSPEND_NEW); /* until we have looked */
 	r = attach_regions(att, req, e);
 	if (r)
 		return r;
@@ -755,6 +755,10 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 		vm_forget_peer(vm, att->pid);
 	}
 	keeper_check_foreign(vm);
+	if (!att->secondary) {
+		atomic_fetch_and(&vm->suspended, ~(uint32_t)SUSPEND_NEW);
+		engine_kick(vm);
+	}
 	engine_emit(eng, EVENT_VM_ATTACHED, vm->name, "", (uint64_t)att->pid, "%s",
 		    att->secondary ? "secondary mapping" : "");
 	*out = att;

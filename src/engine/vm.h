@@ -222,6 +222,7 @@ enum suspend_reason {
 	SUSPEND_LOCKED = 1 << 2,   /* the VMM has locked or pinned memory and there is no probe */
 	SUSPEND_SHARED = 1 << 3,   /* RAM is being handed to another process */
 	SUSPEND_TWICE = 1 << 5,	   /* transparent huge pages that two processes map */
+	SUSPEND_NEW = 1 << 6,	   /* nobody has looked for foreign mappings yet */
 	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
 };
 
