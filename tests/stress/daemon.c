@@ -140,6 +140,14 @@ static void remove_dir(const char *path)
 	rmdir(path);
 }
 
+void daemon_kill(struct daemon *d)
+{
+	close(d->fd);
+	if (kill(d->pid, SIGKILL) || waitpid(d->pid, NULL, 0) != d->pid)
+		err(1, "cannot kill the daemon");
+	remove_dir(d->dir);
+}
+
 void daemon_stop(struct daemon *d)
 {
 	int status;

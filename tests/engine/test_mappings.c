@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* test_mappings.c: RAM that several processes map: attached, lying, or unknown. */
+#include "engine/rig.h"
+
+#include <err.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define MIB    ((size_t)1 << 20)
+#define ROUNDS 12
+
+/* What this process and another one tell each other. */
+struct shared {
+	_Atomic int ready, go, end;
+	_Atomic uint64_t writes, wrong;
+	uint64_t count[512];
+};
+
+static struct shared *shared_new(void)
+{
+	struct shared *s =
+		mmap(NULL, sizeof(*s), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(s != MAP_FAILED);
+	return s;
+}
+
+static void wait_for(const _Atomic int *flag)
+{
+	for (int i = 0; i < 30000 && !atomic_load(flag); i++)
+		usleep(1000);
+	CHECK(atomic_load(flag));
+}
+
+/* In a child: RAM mapped and attached as a secondary. */
+static struct rig attach_second(const struct rig *r, int memfd)
+{
+	struct rig s = *r;
+
+	CHECK_EQ(native_ram_map(&s.ram, "ram", r->ram.bytes, NATIVE_SHMEM, memfd), 0);
+	CHECK_EQ(native_open(r->d.attach, &s.vmm), 0);
+	return s;
+}
+
+static pid_t start(void (*child)(const struct rig *, struct shared *), const struct rig *r,
+		   struct shared *s)
+{
+	pid_t pid = fork();
+
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		child(r, s);
+		_exit(0);
+	}
+	return pid;
+}
+
+static void finish(pid_t pid)
+{
+	int status;
+
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	CHECK_EQ(status, 0);
+}
+
+static void reader(const struct rig *r, struct shared *s)
+{
+	struct rig mine = attach_second(r, r->ram.memfd);
+
+	if (native_attach(mine.vmm, "second", &mine.ram, 1, NATIVE_SECONDARY))
+		errx(1, "secondary: %s", native_error(mine.vmm));
+	atomic_store(&s->ready, 1);
+	wait_for(&s->go);
+	/* Its own mapping: the content comes into the primary's. */
+	rig_check_all(&mine);
+	atomic_store(&s->ready, 2);
+	wait_for(&s->end);
+}
+
+/* Whoever waits in another mapping than the one that is filled goes on too. */
+static void second_reads(struct rig *r)
+{
+	struct shared *s = shared_new();
+	pid_t pid;
+
+	rig_start(r, "", "");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	pid = start(reader, r, s);
+	wait_for(&s->ready);
+	rig_evict_all(r);
+	atomic_store(&s->go, 1);
+	for (int i = 0; i < 30000 && atomic_load(&s->ready) < 2; i++)
+		usleep(1000);
+	CHECK_EQ(atomic_load(&s->ready), 2);
+	rig_check_all(r);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	rig_end(r);
+}
+
+static void writer(const struct rig *r, struct shared *s)
+{
+	struct rig mine = attach_second(r, r->ram.memfd);
+
+	if (native_attach(mine.vmm, "second", &mine.ram, 1, NATIVE_SECONDARY))
+		errx(1, "secondary: %s", native_error(mine.vmm));
+	atomic_store(&s->ready, 1);
+	for (size_t i = 0; !atomic_load(&s->end); i = (i + 1) % mine.units) {
+		volatile uint64_t *p = (volatile uint64_t *)(void *)(rig_unit(&mine, i) + 2048);
+
+		*p = ++s->count[i];
+		usleep(200);
+	}
+}
+
+/* Protected in every mapping: a back end's write counts as much as the VMM's. */
+static void second_writes(struct rig *r)
+{
+	struct shared *s = shared_new();
+	size_t wrong = 0;
+	pid_t pid;
+
+	rig_start(r, "", "delay-us = 20000");
+	rig_attach(r, MIB / 4, NATIVE_SHMEM);
+	pid = start(writer, r, s);
+	wait_for(&s->ready);
+	for (int i = 0; i < ROUNDS; i++)
+		rig_reclaim(r, 0);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	CHECK(rig_number(r, "evictions") > r->units);
+	for (size_t i = 0; i < r->units; i++)
+		wrong += s->count[i] && *(uint64_t *)(void *)(rig_unit(r, i) + 2048) != s->count[i];
+	CHECK_EQ(wrong, 0);
+	rig_end(r);
+}
+
+static void liar(const struct rig *r, struct shared *s)
+{
+	int other = kt_memfd(r->ram.bytes, false);
+	struct rig mine = attach_second(r, other);
+	struct kt_access a[8];
+	int real = mine.ram.memfd;
+
+	/* Maps a memory of its own, and says that it is the VM's. */
+	mine.ram.memfd = r->ram.memfd;
+	if (native_attach(mine.vmm, "second", &mine.ram, 1, NATIVE_SECONDARY)) {
+		atomic_store(&s->ready, 3); /* found out: as good */
+		return;
+	}
+	atomic_store(&s->ready, 1);
+	wait_for(&s->go);
+	for (size_t i = 0; i < 8; i++)
+		kt_access_start(&a[i], rig_unit(&mine, 16 * i));
+	usleep(500000);
+	/* Content would have come as a page of its memory. */
+	for (size_t i = 0; i < r->units; i++) {
+		char page[KT_PAGE] = {0};
+
+		if (pread(real, page, sizeof(page), (off_t)(i * KT_PAGE)) != (ssize_t)KT_PAGE)
+			_exit(3);
+		for (size_t k = 0; k < KT_PAGE; k++)
+			if (page[k])
+				atomic_fetch_add(&s->wrong, 1);
+	}
+	atomic_store(&s->ready, 2);
+	wait_for(&s->end);
+	_exit(0);
+}
+
+/* A secondary that lies about what it maps is never given the VM's content. */
+static void second_lies(struct rig *r)
+{
+	struct shared *s = shared_new();
+	pid_t pid;
+
+	rig_start(r, "", "");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	pid = start(liar, r, s);
+	wait_for(&s->ready);
+	if (atomic_load(&s->ready) != 3) {
+		rig_evict_all(r);
+		atomic_store(&s->go, 1);
+		for (int i = 0; i < 30000 && atomic_load(&s->ready) < 2; i++)
+			usleep(1000);
+		CHECK_EQ(atomic_load(&s->ready), 2);
+		CHECK_EQ(atomic_load(&s->wrong), 0);
+	}
+	rig_check_all(r);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	rig_end(r);
+}
+
+static void other_vm(const struct rig *r, struct shared *s)
+{
+	struct rig mine = attach_second(r, kt_memfd(r->ram.bytes, false));
+
+	/* Its own memory, of which no VM is known. */
+	if (native_attach(mine.vmm, "second", &mine.ram, 1, NATIVE_SECONDARY) != -EPROTO)
+		_exit(1);
+	/* The VM's, as if it were another VM. */
+	CHECK_EQ(native_ram_map(&mine.ram, "ram", r->ram.bytes, NATIVE_SHMEM, r->ram.memfd), 0);
+	_exit(native_attach(mine.vmm, "other", &mine.ram, 1, 0) != -EPROTO);
+}
+
+static void second_refused(struct rig *r)
+{
+	rig_start(r, "", "");
+	rig_attach(r, MIB / 4, NATIVE_SHMEM);
+	finish(start(other_vm, r, NULL));
+	rig_evict_all(r);
+	rig_check_all(r);
+	rig_end(r);
+}
+
+static void holds_mapping(const struct rig *r, struct shared *s)
+{
+	const char *map = mmap(NULL, r->ram.bytes, PROT_READ, MAP_SHARED, r->ram.memfd, 0);
+
+	CHECK(map != MAP_FAILED);
+	atomic_store(&s->ready, 1);
+	wait_for(&s->end);
+}
+
+/* Mapped by a process that is not attached: nothing is evicted, and the operator is told why. */
+static void foreign(struct rig *r)
+{
+	struct shared *s = shared_new();
+	pid_t pid;
+
+	rig_start(r, "", "");
+	CHECK_EQ(native_ram_make(&r->ram, "ram", MIB, NATIVE_SHMEM), 0);
+	pid = start(holds_mapping, r, s);
+	wait_for(&s->ready);
+	rig_attach_ram(r);
+	CHECK(strstr(rig_suspended(r), "not attached"));
+	CHECK_EQ(rig_reclaim(r, 0), 0);
+	CHECK(strstr(r->d.answer, "not attached"));
+	CHECK_EQ(rig_number(r, "evictions"), 0);
+	rig_event(r, "VM_SUSPENDED");
+	for (size_t i = 0; i < r->units; i++)
+		CHECK(rig_cached(r, i));
+	/* A limit suspends no rule. */
+	rig_limit(r, MIB / 2);
+	usleep(300000);
+	CHECK_EQ(rig_number(r, "evictions"), 0);
+	rig_check_all(r);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	rig_end(r);
+}
+
+static void stays(const struct rig *r, struct shared *s)
+{
+	wait_for(&s->end);
+}
+
+/* Shared: all is back before the answer, and nothing goes until the other one has attached. */
+static void share(struct rig *r)
+{
+	struct shared *s = shared_new();
+	char line[160];
+	pid_t pid;
+
+	rig_start(r, "", "");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	pid = start(stays, r, s);
+	rig_evict_all(r);
+	snprintf(line, sizeof(line),
+		 "{\"execute\":\"share\",\"arguments\":{\"id\":\"ram\",\"pid\":%d}}", (int)pid);
+	CHECK_EQ(native_call(r->vmm, line, NULL, 0), 0);
+	for (size_t i = 0; i < r->units; i++)
+		CHECK(rig_cached(r, i));
+	CHECK(strstr(rig_suspended(r), "handed"));
+	CHECK_EQ(rig_reclaim(r, 0), 0);
+	CHECK_EQ(rig_number(r, "evicted-bytes"), 0);
+	rig_check_all(r);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	rig_end(r);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct rig_case cases[] = {
+		{"second_reads", second_reads}, {"second_writes", second_writes},
+		{"second_lies", second_lies},	{"second_refused", second_refused},
+		{"foreign", foreign},		{"share", share},
+	};
+
+	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+}
