@@ -224,7 +224,8 @@ void rig_limit(struct rig *r, uint64_t bytes)
 {
 	daemon_ask(&r->d, "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"vm\",\"limit\":%llu}}",
 		   (unsigned long long)bytes);
-	CHECK(strstr(r->d.answer, "\"return\""));
+	if (!strstr(r->d.answer, "\"return\""))
+		errx(1, "vm-set: %.300s", r->d.answer);
 }
 
 void rig_event(struct rig *r, const char *name)

@@ -232,7 +232,7 @@ static void foreign(struct rig *r)
 	pid_t pid;
 
 	rig_start(r, "", "");
-	CHECK_EQ(native_ram_make(&r->ram, "ram", MIB, NATIVE_SHMEM), 0);
+	CHECK_EQ(native_ram_make(&r->ram, "ram", 8 * MIB, NATIVE_SHMEM), 0);
 	pid = start(holds_mapping, r, s);
 	wait_for(&s->ready);
 	rig_attach_ram(r);
@@ -244,7 +244,7 @@ static void foreign(struct rig *r)
 	for (size_t i = 0; i < r->units; i++)
 		CHECK(rig_cached(r, i));
 	/* A limit suspends no rule. */
-	rig_limit(r, MIB / 2);
+	rig_limit(r, 4 * MIB);
 	usleep(300000);
 	CHECK_EQ(rig_number(r, "evictions"), 0);
 	rig_check_all(r);
