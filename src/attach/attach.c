@@ -34,7 +34,7 @@
  *
  * Threads: everything runs in the loop's thread but the run() and release() functions, which run
  * in workers, one for each connection that has something under way, so a client whose request
- * takes long, or for ever, delays nobody else. Engine threads enter only through requests_ops.
+ * takes long, or for ever, delays nobody else. Engine threads enter only through requests_ops().
  * Locks: requests.lock, then worker_pool.lock; nothing else is taken under the latter.
  *
  * Ownership: a descriptor belongs to the intake it came in by, then to the request, then

@@ -24,7 +24,7 @@ int fd_check_uffd(int fd, int index, struct error *e)
  * The seals come first: the kernel answers them for files of shmem and hugetlbfs alone, without
  * asking any file system, so that fstat() and fstatfs() after it are known not to block.
  */
-static int memory_check_kind(int fd, int index, struct error *e)
+static int file_check_kind(int fd, int index, int *flags_out, int *seals_out, struct error *e)
 {
 	int flags = fcntl(fd, F_GETFL);
 	int seals;
@@ -40,6 +40,18 @@ static int memory_check_kind(int fd, int index, struct error *e)
 		return error_set(
 			e, EINVAL, ERROR_ARGUMENT,
 			"descriptor %d is neither a memfd nor a file on tmpfs or hugetlbfs", index);
+	*flags_out = flags;
+	*seals_out = seals;
+	return 0;
+}
+
+static int memory_check_kind(int fd, int index, struct error *e)
+{
+	int flags, seals;
+	int r = file_check_kind(fd, index, &flags, &seals, e);
+
+	if (r)
+		return r;
 	if ((flags & O_ACCMODE) != O_RDWR)
 		return error_set(e, EACCES, ERROR_ARGUMENT,
 				 "descriptor %d is not open for reading and writing", index);
@@ -62,4 +74,11 @@ int fd_check_memory(int fd, int index, struct memfd_info *out, struct error *e)
 	if (r)
 		return error_set(e, -r, ERROR_GENERIC, "descriptor %d: %s", index, error_text(r));
 	return 0;
+}
+
+int fd_check_kept(int fd, int index, struct error *e)
+{
+	int flags, seals;
+
+	return file_check_kind(fd, index, &flags, &seals, e);
 }

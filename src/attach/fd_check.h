@@ -15,5 +15,7 @@
 int fd_check_uffd(int fd, int index, struct error *e);
 /* fd is a memfd or a file on tmpfs or hugetlbfs that may be written, punched and read. */
 int fd_check_memory(int fd, int index, struct memfd_info *out, struct error *e);
+/* fd is a file on tmpfs or hugetlbfs, which no client can make block whoever looks closer. */
+int fd_check_kept(int fd, int index, struct error *e);
 
 #endif

@@ -61,16 +61,22 @@ static void native_log(struct conn *c, struct native_request *req)
 	if (req->result)
 		conn_log(c, req->error.cls, req->error.desc);
 	else if (!strcmp(req->command->name, "attach"))
-		log_info("attach: process %d (uid %u): VM %s%s, %u regions", (int)c->peer.pid,
+		log_info("attach: process %d (uid %u): VM %s%s%s, %u regions", (int)c->peer.pid,
 			 (unsigned int)c->peer.uid, engine_attachment_vm(req->attachment),
-			 req->secondary ? " (another mapping)" : "", req->n_regions);
+			 req->secondary ? " (another mapping)" : "",
+			 req->resume ? ", taken over" : "", req->n_regions);
 }
 
 /* ---- carrying out ---- */
 
-static int native_send_request(void *ctx, char *line, size_t bytes)
+static int native_send_request(void *ctx, char *line, size_t bytes, int fd)
 {
-	return conn_send(ctx, line, bytes, -1, true);
+	return conn_send(ctx, line, bytes, fd, true);
+}
+
+static bool native_serves(const struct native_request *req)
+{
+	return req->serves_zap || req->keep;
 }
 
 static void native_run(struct job *job)
@@ -105,7 +111,7 @@ static int native_admit(struct native *native, struct native_request *req)
 	}
 	req->attachment = native->attachment;
 	req->requests = native->requests;
-	if (req->serves_zap &&
+	if (native_serves(req) &&
 	    requests_new(req->conn->at->pool, req->conn->at->config.request_timeout_ms,
 			 native_send_request, req->conn, &req->requests))
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
@@ -134,7 +140,7 @@ static void native_adopt(struct conn *c, struct native_request *req)
 		native->attachment = req->attachment;
 		native->requests = req->requests;
 		conn_set_attached(c, true);
-	} else if (req->serves_zap && req->requests != native->requests) {
+	} else if (native_serves(req) && req->requests != native->requests) {
 		requests_free(req->requests);
 	}
 	if (req->ended) {

@@ -11,6 +11,8 @@
 #include "attach/member.h"
 #include "attach/region_check.h"
 
+#define KEPT_MAX 64 /* as many as the daemon asks a client to keep */
+
 int native_parse_nothing(struct native_request *req, json_t *args, struct error *e)
 {
 	static const char *const known[] = {NULL};
@@ -79,7 +81,27 @@ static int parse_region(json_t *v, const char *where, struct attach_region *out,
 	return r;
 }
 
-/* Every memfd is named by a region and every region names a memfd: [first, n_fds). */
+/* What is kept names descriptors of its own: neither the userfaultfd nor one named before. */
+static int check_kept_indices(const struct native_request *req, bool *named, struct error *e)
+{
+	for (unsigned int i = 0; i < req->n_kept; i++) {
+		const struct attach_kept *kept = &req->kept[i];
+
+		if (kept->fd < 1 || kept->fd >= req->n_fds)
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "kept %s: fd is %d, which is %s", kept->name, kept->fd,
+					 kept->fd < 1 ? "the userfaultfd"
+						      : "not among the message's descriptors");
+		if (named[kept->fd])
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "kept %s: descriptor %d is named twice", kept->name,
+					 kept->fd);
+		named[kept->fd] = true;
+	}
+	return 0;
+}
+
+/* Every descriptor in [first, n_fds) is named, and every region names a memfd. */
 static int check_indices(const struct native_request *req, int first, struct error *e)
 {
 	bool named[INTAKE_FDS_MAX] = {false};
@@ -98,6 +120,8 @@ static int check_indices(const struct native_request *req, int first, struct err
 					 region->id, region->memfd, req->n_fds);
 		named[region->memfd] = true;
 	}
+	if (check_kept_indices(req, named, e))
+		return -EINVAL;
 	for (int i = first; i < req->n_fds; i++)
 		if (!named[i])
 			return error_set(e, EINVAL, ERROR_ARGUMENT,
@@ -135,6 +159,54 @@ static int parse_regions(struct native_request *req, json_t *args, struct error 
 	return r ? r : check_indices(req, 1, e);
 }
 
+/* What a daemon that died had given the client to keep. */
+static int parse_kept(struct native_request *req, json_t *args, struct error *e)
+{
+	static const char *const known[] = {"name", "fd", NULL};
+	json_t *list, *v;
+	size_t i;
+	int r;
+
+	if (!json_object_get(args, "kept"))
+		return 0;
+	if (!req->keep && !req->secondary)
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "arguments.kept is only for a client that asks to keep, or is "
+				 "secondary");
+	r = member_array(args, "arguments", "kept", &list, e);
+	if (r)
+		return r;
+	if (json_array_size(list) > KEPT_MAX)
+		return error_set(e, E2BIG, ERROR_LIMIT,
+				 "arguments.kept has %zu entries; a client keeps at most %d",
+				 json_array_size(list), KEPT_MAX);
+	req->resume = true;
+	req->kept = calloc(json_array_size(list) + 1, sizeof(*req->kept));
+	if (!req->kept)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	json_array_foreach(list, i, v) {
+		struct attach_kept *kept = &req->kept[i];
+		char where[40];
+		uint64_t fd;
+
+		snprintf(where, sizeof(where), "arguments.kept[%zu]", i);
+		r = member_known(v, where, known, e);
+		if (!r)
+			r = member_name(v, where, "name", kept->name, sizeof(kept->name), e);
+		if (!r)
+			r = member_u64(v, where, "fd", &fd, e);
+		if (r)
+			return r;
+		kept->fd = fd > INT32_MAX ? INT32_MAX : (int)fd;
+		for (size_t k = 0; k < i; k++)
+			if (!strcmp(req->kept[k].name, kept->name))
+				return error_set(e, EINVAL, ERROR_ARGUMENT,
+						 "arguments.kept has %s twice", kept->name);
+		req->n_kept++;
+	}
+	return 0;
+}
+
 /* Which of our requests the client serves. */
 static int parse_requests(struct native_request *req, json_t *args, struct error *e)
 {
@@ -166,7 +238,7 @@ static int parse_requests(struct native_request *req, json_t *args, struct error
 int native_parse_attach(struct native_request *req, json_t *args, struct error *e)
 {
 	static const char *const known[] = {"version", "vm",	   "regions", "secondary",
-					    "keep",    "requests", NULL};
+					    "keep",    "requests", "kept",    NULL};
 	const char *where = "arguments";
 	uint64_t version;
 	int r = args_known(args, known, e);
@@ -185,6 +257,8 @@ int native_parse_attach(struct native_request *req, json_t *args, struct error *
 		r = member_bool_absent(args, where, "keep", &req->keep, e);
 	if (!r)
 		r = parse_requests(req, args, e);
+	if (!r)
+		r = parse_kept(req, args, e);
 	if (!r)
 		r = parse_regions(req, args, e);
 	return r;

@@ -19,6 +19,7 @@ void native_request_free(struct native_request *req)
 		return;
 	fd_close(&req->lent_fd);
 	free(req->regions);
+	free(req->kept);
 	free(req);
 }
 
@@ -49,6 +50,20 @@ static int resolve_regions(struct native_request *req, struct error *e)
 	return r;
 }
 
+/* The same for what the client kept; whose files they are is for the engine to find out. */
+static int resolve_kept(struct native_request *req, struct error *e)
+{
+	int r = 0;
+
+	for (unsigned int i = 0; i < req->n_kept && !r; i++) {
+		int index = req->kept[i].fd;
+
+		r = fd_check_kept(req->fds[index], index, e);
+		req->kept[i].fd = req->fds[index];
+	}
+	return r;
+}
+
 static int run_attach(struct native_request *req, struct error *e)
 {
 	const struct peer *peer = &req->conn->peer;
@@ -58,13 +73,18 @@ static int run_attach(struct native_request *req, struct error *e)
 		.secondary = req->secondary,
 		.regions = req->regions,
 		.n_regions = req->n_regions,
-		.ops = req->serves_zap ? &requests_ops : NULL,
+		.resume = req->resume,
+		.kept = req->kept,
+		.n_kept = req->n_kept,
+		.ops = requests_ops(req->serves_zap, req->keep),
 		.client = req->requests,
 	};
 	int r = fd_check_uffd(req->fds[0], 0, e);
 
 	if (!r)
 		r = resolve_regions(req, e);
+	if (!r)
+		r = resolve_kept(req, e);
 	if (r)
 		return r;
 	if (peer_gone(peer))

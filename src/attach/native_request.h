@@ -36,6 +36,9 @@ struct native_request {
 	bool secondary, keep, serves_zap, discard;
 	struct attach_region *regions; /* owned; memfd is an index into fds */
 	unsigned int n_regions;
+	bool resume;		  /* takes over from a daemon that died */
+	struct attach_kept *kept; /* owned; fd is an index into fds */
+	unsigned int n_kept;
 	char id[REGION_ID_MAX];
 	uint64_t offset, size;
 	uint64_t deadline_ns; /* discard: 0 or CLOCK_MONOTONIC */

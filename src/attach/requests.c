@@ -3,12 +3,15 @@
 #include "attach/requests.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "base/fd.h"
 
 /*
  * An engine thread queues a line, posts to the loop and sleeps on the condition; the loop sends
@@ -24,6 +27,7 @@ struct wait {
 	uint64_t id;
 	char *line; /* not sent yet; owned */
 	size_t bytes;
+	int fd; /* goes with the line; owned until then, -1: none */
 	bool answered;
 	int result;
 };
@@ -39,6 +43,7 @@ struct requests {
 	struct wait *waits;
 	uint64_t last_id;
 	bool open;
+	bool ended; /* was closed, and is not opened again */
 	bool posted;
 	struct job post;
 };
@@ -78,6 +83,7 @@ void requests_close(struct requests *r)
 {
 	pthread_mutex_lock(&r->lock);
 	r->open = false;
+	r->ended = true;
 	pthread_cond_broadcast(&r->changed);
 	pthread_mutex_unlock(&r->lock);
 }
@@ -109,7 +115,7 @@ static void requests_flush(struct job *job)
 		size_t bytes;
 		uint64_t id;
 		char *line;
-		int err;
+		int err, fd;
 
 		while (w && !w->line)
 			w = w->next;
@@ -119,8 +125,9 @@ static void requests_flush(struct job *job)
 		line = w->line;
 		bytes = w->bytes;
 		w->line = NULL;
+		fd = fd_take(&w->fd);
 		pthread_mutex_unlock(&r->lock);
-		err = r->send(r->ctx, line, bytes);
+		err = r->send(r->ctx, line, bytes, fd);
 		pthread_mutex_lock(&r->lock);
 		for (w = r->waits; err && w; w = w->next)
 			if (w->id == id)
@@ -166,9 +173,18 @@ static int requests_wait(struct requests *r, struct wait *w, const struct timesp
 		;
 	*at = w->next;
 	free(w->line);
+	fd_close(&w->fd);
 	if (w->answered)
 		return w->result;
 	return r->open ? -ETIMEDOUT : -ENOTCONN;
+}
+
+static struct timespec requests_until(const struct requests *r)
+{
+	uint64_t end = clock_ns() + (uint64_t)r->timeout_ms * NS_PER_MS;
+
+	return (struct timespec){.tv_sec = (time_t)(end / NS_PER_S),
+				 .tv_nsec = (long)(end % NS_PER_S)};
 }
 
 /* {"execute":"zap","arguments":{"ranges":[[address,bytes],...]},"id":N} */
@@ -191,7 +207,7 @@ static char *zap_line(uint64_t id, const struct ebb_range *ranges, uint32_t n, s
 static int zap_some(struct requests *r, const struct ebb_range *ranges, uint32_t n,
 		    const struct timespec *until)
 {
-	struct wait w = {0};
+	struct wait w = {.fd = -1};
 	int err;
 
 	pthread_mutex_lock(&r->lock);
@@ -209,9 +225,7 @@ static int zap_some(struct requests *r, const struct ebb_range *ranges, uint32_t
 static int requests_zap(void *client, const struct ebb_range *host_ranges_bytes, uint32_t n)
 {
 	struct requests *r = client;
-	uint64_t end = clock_ns() + (uint64_t)r->timeout_ms * NS_PER_MS;
-	struct timespec until = {.tv_sec = (time_t)(end / NS_PER_S),
-				 .tv_nsec = (long)(end % NS_PER_S)};
+	struct timespec until = requests_until(r);
 	int err = 0;
 
 	for (uint32_t i = 0; i < n && !err; i += RANGES_PER_REQUEST)
@@ -220,4 +234,61 @@ static int requests_zap(void *client, const struct ebb_range *host_ranges_bytes,
 	return err;
 }
 
-const struct attach_client_ops requests_ops = {.zap = requests_zap};
+/* {"execute":"keep","arguments":{"name":NAME,"size":BYTES},"id":N}, or "unkeep" without size. */
+static char *keep_line(uint64_t id, const char *name, bool keep, uint64_t size, size_t *bytes)
+{
+	json_t *message = json_pack("{s:s, s:{s:s}, s:I}", "execute", keep ? "keep" : "unkeep",
+				    "arguments", "name", name, "id", (json_int_t)id);
+	char *text = NULL, *line = NULL;
+	int n = -1;
+
+	if (message && (!keep || !json_object_set_new(json_object_get(message, "arguments"), "size",
+						      json_integer((json_int_t)size))))
+		text = json_dumps(message, JSON_COMPACT);
+	json_decref(message);
+	if (text)
+		n = asprintf(&line, "%s\n", text);
+	free(text);
+	*bytes = (size_t)n;
+	return n < 0 ? NULL : line;
+}
+
+static int requests_keep(void *client, const char *name, int fd, uint64_t bytes)
+{
+	struct requests *r = client;
+	struct timespec until = requests_until(r);
+	struct wait w = {.fd = -1};
+	int err;
+
+	if (fd >= 0) {
+		w.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		if (w.fd < 0)
+			return -errno;
+	}
+	pthread_mutex_lock(&r->lock);
+	if (!r->open) {
+		err = r->ended ? -ENOTCONN : -EAGAIN;
+		pthread_mutex_unlock(&r->lock);
+		fd_close(&w.fd);
+		return err;
+	}
+	w.id = ++r->last_id;
+	w.line = keep_line(w.id, name, fd >= 0, bytes, &w.bytes);
+	if (w.line)
+		err = requests_wait(r, &w, &until);
+	else
+		err = -ENOMEM;
+	pthread_mutex_unlock(&r->lock);
+	fd_close(&w.fd);
+	return err;
+}
+
+const struct attach_client_ops *requests_ops(bool zap, bool keep)
+{
+	static const struct attach_client_ops ops[2][2] = {
+		{{0}, {.keep = requests_keep}},
+		{{.zap = requests_zap}, {.zap = requests_zap, .keep = requests_keep}},
+	};
+
+	return zap || keep ? &ops[zap][keep] : NULL;
+}

@@ -12,11 +12,17 @@
 
 struct requests;
 
-/* Takes the line (malloc'ed, with its newline) to the client; in the loop. 0 or -errno. */
-typedef int (*requests_send_fn)(void *ctx, char *line, size_t bytes);
+/*
+ * Takes the line (malloc'ed, with its newline) and fd (-1: none; consumed in any case) to the
+ * client; in the loop. 0 or -errno.
+ */
+typedef int (*requests_send_fn)(void *ctx, char *line, size_t bytes, int fd);
 
-/* What goes into struct attach_request; its client is the struct requests. */
-extern const struct attach_client_ops requests_ops;
+/*
+ * What goes into struct attach_request for a client that serves these requests: NULL for none. Its
+ * client is the struct requests. Until requests_open() keep() gives -EAGAIN.
+ */
+const struct attach_client_ops *requests_ops(bool zap, bool keep);
 
 /* Borrows pool and ctx. Starts out closed. */
 int requests_new(struct worker_pool *pool, uint32_t timeout_ms, requests_send_fn send, void *ctx,

@@ -3,10 +3,12 @@
 #include "fake_engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -63,9 +65,13 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 {
 	struct attachment *a;
 
-	note(eng, "attach %s uuid=%s pid=%d uid=%d%s%s regions=%u", req->vm_name, req->uuid,
+	note(eng, "attach %s uuid=%s pid=%d uid=%d%s%s%s%s regions=%u", req->vm_name, req->uuid,
 	     (int)req->pid, (int)req->uid, req->secondary ? " secondary" : "",
-	     req->ops ? " zap" : "", req->n_regions);
+	     req->ops && req->ops->zap ? " zap" : "", req->ops && req->ops->keep ? " keep" : "",
+	     req->resume ? " resume" : "", req->n_regions);
+	for (unsigned int i = 0; i < req->n_kept; i++)
+		note(eng, "kept %s %s", req->kept[i].name,
+		     fcntl(req->kept[i].fd, F_GETFD) >= 0 ? "open" : "closed");
 	for (unsigned int i = 0; i < req->n_regions; i++)
 		note(eng,
 		     "region %s %" PRIu64 "+%" PRIu64 " page=%" PRIu32 " offset=%" PRIu64
@@ -143,11 +149,21 @@ int engine_pin(struct attachment *a, const char *id, uint64_t offset, uint64_t b
 
 	note(a->eng, "pin %s %s %" PRIu64 "+%" PRIu64, a->vm, id, offset, bytes);
 	if (!strncmp(id, "zap", 3)) {
-		int r = a->ops ? a->ops->zap(a->client, ranges, 2) : -EOPNOTSUPP;
+		int r = a->ops && a->ops->zap ? a->ops->zap(a->client, ranges, 2) : -EOPNOTSUPP;
 
 		note(a->eng, "zapped %s %d", a->vm, r);
 		if (r)
 			return error_set(e, -r, ERROR_GENERIC, "zap: %s", error_text(r));
+	}
+	if (!strncmp(id, "keep", 4) || !strncmp(id, "unkeep", 6)) {
+		int fd = id[0] == 'k' ? memfd_create("state", MFD_CLOEXEC) : -1;
+		int r = a->ops && a->ops->keep ? a->ops->keep(a->client, "table:0", fd, 8192)
+					       : -EOPNOTSUPP;
+
+		fd_close(&fd);
+		note(a->eng, "kept %s %d", a->vm, r);
+		if (r)
+			return error_set(e, -r, ERROR_GENERIC, "keep: %s", error_text(r));
 	}
 	return 0;
 }

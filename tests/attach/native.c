@@ -23,6 +23,7 @@
 #define PAGE_2M	       ((size_t)2 << 20)
 #define ANSWER_MAX     4096
 #define LINE_MAX_BYTES (64 << 10)
+#define KEPT_MAX       32 /* with the rest of an attach within FD_MESSAGE_MAX */
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
@@ -30,12 +31,17 @@
 struct native {
 	int sock, uffd;
 	pthread_t reader;
+	bool reading; /* the thread runs, or is to be joined */
 
 	pthread_mutex_t lock; /* guards what is below; also orders whole lines on the socket */
 	pthread_cond_t came;
 	bool answered, ended;
 	char answer[ANSWER_MAX];
 	int answer_fd;
+	struct {
+		char name[64];
+		int fd; /* -1: free */
+	} kept[KEPT_MAX];
 
 	char error[ANSWER_MAX + 64];
 	_Atomic unsigned int zaps;
@@ -106,13 +112,44 @@ void native_ram_free(struct native_ram *ram)
 
 /* ---- the socket ---- */
 
-/* Does what the request asks and answers it. */
-static void serve_request(struct native *c, const json_t *request)
+/* Keeps fd (taken) under this name in place of what was; -1: lets go of it. With the lock held. */
+static int keep(struct native *c, const char *name, int *fd)
+{
+	int to = -1;
+
+	for (int i = KEPT_MAX; i-- > 0;) {
+		if (c->kept[i].fd >= 0 && !strcmp(c->kept[i].name, name)) {
+			to = i;
+			break;
+		}
+		if (c->kept[i].fd < 0)
+			to = i;
+	}
+	if (to < 0)
+		return -ENOSPC;
+	fd_close(&c->kept[to].fd);
+	c->kept[to].fd = fd_take(fd);
+	snprintf(c->kept[to].name, sizeof(c->kept[to].name), "%s", name);
+	return 0;
+}
+
+static int serve_keep(struct native *c, const json_t *request, int *fd)
+{
+	const json_t *name = json_object_get(json_object_get(request, "arguments"), "name");
+	bool wants = !strcmp(json_string_value(json_object_get(request, "execute")), "keep");
+	int r = -EINVAL;
+
+	pthread_mutex_lock(&c->lock);
+	if (json_is_string(name) && wants == (*fd >= 0))
+		r = keep(c, json_string_value(name), fd);
+	pthread_mutex_unlock(&c->lock);
+	return r;
+}
+
+static void serve_zap(struct native *c, const json_t *request)
 {
 	const json_t *ranges = json_object_get(json_object_get(request, "arguments"), "ranges");
-	json_int_t id = json_integer_value(json_object_get(request, "id"));
 	const json_t *range;
-	char line[96];
 	size_t i;
 
 	json_array_foreach(ranges, i, range) {
@@ -122,7 +159,24 @@ static void serve_request(struct native *c, const json_t *request)
 		madvise((void *)(uintptr_t)addr, bytes, MADV_DONTNEED);
 	}
 	atomic_fetch_add(&c->zaps, 1);
-	snprintf(line, sizeof(line), "{\"return\":{},\"id\":%" JSON_INTEGER_FORMAT "}\n", id);
+}
+
+/* Does what the request asks and answers it. */
+static void serve_request(struct native *c, const json_t *request, int *fd)
+{
+	json_int_t id = json_integer_value(json_object_get(request, "id"));
+	const char *name = json_string_value(json_object_get(request, "execute"));
+	char line[128];
+	int r = 0;
+
+	if (name && strstr(name, "keep"))
+		r = serve_keep(c, request, fd);
+	else
+		serve_zap(c, request);
+	snprintf(line, sizeof(line), "{%s,\"id\":%" JSON_INTEGER_FORMAT "}\n",
+		 r ? "\"error\":{\"class\":\"GenericError\",\"desc\":\"not kept\"}"
+		   : "\"return\":{}",
+		 id);
 	pthread_mutex_lock(&c->lock);
 	fd_send(c->sock, line, strlen(line), NULL, 0);
 	pthread_mutex_unlock(&c->lock);
@@ -133,7 +187,7 @@ static void take_line(struct native *c, char *line, size_t bytes, int *fd)
 	json_t *message = json_loadb(line, bytes, 0, NULL);
 
 	if (json_object_get(message, "execute")) {
-		serve_request(c, message);
+		serve_request(c, message, fd);
 	} else {
 		pthread_mutex_lock(&c->lock);
 		snprintf(c->answer, sizeof(c->answer), "%.*s", (int)bytes, line);
@@ -146,12 +200,20 @@ static void take_line(struct native *c, char *line, size_t bytes, int *fd)
 	json_decref(message);
 }
 
+/* Where the last line in buf begins: a descriptor ends what one recvmsg() gives, so it is its. */
+static size_t last_line(const char *buf, size_t have)
+{
+	const char *newline = have > 1 ? memrchr(buf, '\n', have - 1) : NULL;
+
+	return newline ? (size_t)(newline + 1 - buf) : 0;
+}
+
 static void *reader_main(void *arg)
 {
 	struct native *c = arg;
 	char *buf = malloc(LINE_MAX_BYTES), *newline;
-	size_t have = 0;
-	int fd = -1;
+	size_t have = 0, fd_at = 0;
+	int fd = -1, none = -1;
 
 	while (buf && have < LINE_MAX_BYTES) {
 		int fds[1], n_fds = 1;
@@ -162,11 +224,15 @@ static void *reader_main(void *arg)
 		if (n_fds) {
 			fd_close(&fd);
 			fd = fds[0];
+			fd_at = last_line(buf, have + (size_t)n);
 		}
 		have += (size_t)n;
 		while ((newline = memchr(buf, '\n', have))) {
-			take_line(c, buf, (size_t)(newline - buf), &fd);
-			have -= (size_t)(newline + 1 - buf);
+			size_t bytes = (size_t)(newline + 1 - buf);
+
+			take_line(c, buf, bytes - 1, fd_at ? &none : &fd);
+			fd_at -= fd_at ? bytes : 0;
+			have -= bytes;
 			memmove(buf, newline + 1, have);
 		}
 	}
@@ -179,6 +245,31 @@ static void *reader_main(void *arg)
 	return NULL;
 }
 
+static void disconnect(struct native *c)
+{
+	if (c->sock >= 0)
+		shutdown(c->sock, SHUT_RDWR);
+	if (c->reading)
+		pthread_join(c->reader, NULL);
+	c->reading = false;
+	fd_close(&c->sock);
+}
+
+static int connect_to(struct native *c, const char *socket_path)
+{
+	int r;
+
+	c->sock = fd_connect_unix(socket_path);
+	if (c->sock < 0)
+		return c->sock;
+	c->ended = false;
+	r = -pthread_create(&c->reader, NULL, reader_main, c);
+	if (r)
+		fd_close(&c->sock);
+	c->reading = !r;
+	return r;
+}
+
 int native_open(const char *socket_path, struct native **out)
 {
 	struct native *c = calloc(1, sizeof(*c));
@@ -186,34 +277,27 @@ int native_open(const char *socket_path, struct native **out)
 
 	if (!c)
 		return -ENOMEM;
-	c->uffd = -1;
-	c->answer_fd = -1;
-	c->sock = fd_connect_unix(socket_path);
-	if (c->sock < 0) {
-		r = c->sock;
-		free(c);
-		return r;
-	}
+	c->sock = c->uffd = c->answer_fd = -1;
+	for (int i = 0; i < KEPT_MAX; i++)
+		c->kept[i].fd = -1;
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->came, NULL);
-	r = pthread_create(&c->reader, NULL, reader_main, c);
-	if (r) {
-		fd_close(&c->sock);
-		free(c);
-		return -r;
-	}
-	*out = c;
-	return 0;
+	r = connect_to(c, socket_path);
+	if (r)
+		native_close(c, true);
+	else
+		*out = c;
+	return r;
 }
 
 void native_close(struct native *c, bool close_uffd)
 {
 	if (!c)
 		return;
-	shutdown(c->sock, SHUT_RDWR);
-	pthread_join(c->reader, NULL);
-	fd_close(&c->sock);
+	disconnect(c);
 	fd_close(&c->answer_fd);
+	for (int i = 0; i < KEPT_MAX; i++)
+		fd_close(&c->kept[i].fd);
 	if (close_uffd)
 		fd_close(&c->uffd);
 	pthread_mutex_destroy(&c->lock);
@@ -234,6 +318,29 @@ const char *native_answer(const struct native *c)
 unsigned int native_zaps(const struct native *c)
 {
 	return c->zaps;
+}
+
+int native_kept_fd(struct native *c, const char *name)
+{
+	int fd = -1;
+
+	pthread_mutex_lock(&c->lock);
+	for (int i = 0; i < KEPT_MAX && fd < 0; i++)
+		if (c->kept[i].fd >= 0 && !strcmp(c->kept[i].name, name))
+			fd = c->kept[i].fd;
+	pthread_mutex_unlock(&c->lock);
+	return fd;
+}
+
+unsigned int native_kept(struct native *c)
+{
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&c->lock);
+	for (int i = 0; i < KEPT_MAX; i++)
+		n += c->kept[i].fd >= 0;
+	pthread_mutex_unlock(&c->lock);
+	return n;
 }
 
 /* 0 for a "return"; else keeps the error's words. */
@@ -320,22 +427,27 @@ static json_t *region_json(const struct native_ram *ram, int memfd_index)
 	return region;
 }
 
-int native_attach(struct native *c, const char *vm, const struct native_ram *ram, unsigned int n,
-		  unsigned int flags)
+/* What is kept, its descriptors put behind those in fds. With the lock held. */
+static json_t *kept_json(const struct native *c, int *fds, int *n_fds)
 {
-	int fds[FD_MESSAGE_MAX], r;
+	json_t *kept = json_array();
+
+	for (int i = 0; i < KEPT_MAX; i++) {
+		if (c->kept[i].fd < 0)
+			continue;
+		json_array_append_new(
+			kept, json_pack("{s:s, s:i}", "name", c->kept[i].name, "fd", *n_fds));
+		fds[(*n_fds)++] = c->kept[i].fd;
+	}
+	return kept;
+}
+
+static int call_attach(struct native *c, const char *vm, const struct native_ram *ram,
+		       unsigned int n, unsigned int flags, bool resume)
+{
+	int fds[FD_MESSAGE_MAX], n_fds = (int)n + 1;
 	json_t *args, *regions = json_array();
 
-	if (!regions || n + 1 > FD_MESSAGE_MAX)
-		return -E2BIG;
-	fd_close(&c->uffd);
-	c->uffd = make_uffd(c, flags & NATIVE_LENT_UFFD);
-	if (c->uffd < 0) {
-		r = c->uffd;
-		c->uffd = -1;
-		json_decref(regions);
-		return r;
-	}
 	fds[0] = c->uffd;
 	for (unsigned int i = 0; i < n; i++) {
 		fds[i + 1] = ram[i].memfd;
@@ -349,11 +461,49 @@ int native_attach(struct native *c, const char *vm, const struct native_ram *ram
 		json_object_set_new(args, "keep", json_true());
 	if (flags & NATIVE_SERVE_ZAP)
 		json_object_set_new(args, "requests", json_pack("[s]", "zap"));
-	r = call_json(c, json_pack("{s:s, s:o}", "execute", "attach", "arguments", args), fds,
-		      (int)n + 1);
+	if (resume) {
+		pthread_mutex_lock(&c->lock);
+		json_object_set_new(args, "kept", kept_json(c, fds, &n_fds));
+		pthread_mutex_unlock(&c->lock);
+	}
+	return call_json(c, json_pack("{s:s, s:o}", "execute", "attach", "arguments", args), fds,
+			 n_fds);
+}
+
+int native_attach(struct native *c, const char *vm, const struct native_ram *ram, unsigned int n,
+		  unsigned int flags)
+{
+	int r;
+
+	if (n + 1 > FD_MESSAGE_MAX)
+		return -E2BIG;
+	fd_close(&c->uffd);
+	c->uffd = make_uffd(c, flags & NATIVE_LENT_UFFD);
+	if (c->uffd < 0) {
+		r = c->uffd;
+		c->uffd = -1;
+		return r;
+	}
+	r = call_attach(c, vm, ram, n, flags, false);
 	if (r)
 		fd_close(&c->uffd);
 	return r;
+}
+
+int native_resume(struct native *c, const char *socket_path, const char *vm,
+		  const struct native_ram *ram, unsigned int n, unsigned int flags)
+{
+	int r;
+
+	if (n + 1 + KEPT_MAX > FD_MESSAGE_MAX)
+		return -E2BIG;
+	disconnect(c);
+	r = connect_to(c, socket_path);
+	if (r) {
+		snprintf(c->error, sizeof(c->error), "%s: %s", socket_path, strerror(-r));
+		return r;
+	}
+	return call_attach(c, vm, ram, n, flags, true);
 }
 
 int native_region_add(struct native *c, const struct native_ram *ram)

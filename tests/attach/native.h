@@ -51,7 +51,7 @@ void native_ram_free(struct native_ram *ram);
 enum native_flag {
 	NATIVE_SECONDARY = 1 << 0,
 	NATIVE_SERVE_ZAP = 1 << 1, /* says that it serves "zap", and does */
-	NATIVE_KEEP = 1 << 2,
+	NATIVE_KEEP = 1 << 2,	   /* keeps what the daemon gives it, for native_resume() */
 	NATIVE_LENT_UFFD = 1 << 3, /* makes its userfaultfd from the daemon's device */
 };
 
@@ -66,6 +66,12 @@ const char *native_error(const struct native *c);
 /* n > 0 RAM blocks in one attach. Keeps a duplicate of the userfaultfd. */
 int native_attach(struct native *c, const char *vm, const struct native_ram *ram, unsigned int n,
 		  unsigned int flags);
+/*
+ * After the daemon's death: connects anew and attaches the same RAM with the userfaultfd and the
+ * state that were kept. On failure all of it is still kept, and it may be tried again.
+ */
+int native_resume(struct native *c, const char *socket_path, const char *vm,
+		  const struct native_ram *ram, unsigned int n, unsigned int flags);
 int native_region_add(struct native *c, const struct native_ram *ram);
 int native_region_remove(struct native *c, const char *id, bool discard);
 int native_discard(struct native *c, const char *id, uint64_t offset, uint64_t bytes);
@@ -78,5 +84,8 @@ int native_call(struct native *c, const char *line, const int *fds, int n_fds);
 /* The last answer's text, and how many of the daemon's requests were served. */
 const char *native_answer(const struct native *c);
 unsigned int native_zaps(const struct native *c);
+/* A piece of state that is kept (the descriptor is lent), or -1; how many there are. */
+int native_kept_fd(struct native *c, const char *name);
+unsigned int native_kept(struct native *c);
 
 #endif

@@ -27,6 +27,8 @@
  *	fill|check ID SEED [OFFSET BYTES]	writes, compares content that depends on SEED
  *	zeroes ID [OFFSET BYTES]		compares with zeroes
  *	resident ID [OFFSET BYTES]		bytes in the page cache
+ *	resume SOCKET VM FLAGS ID...		attaches anew after the daemon's death
+ *	kept					pieces of state kept for the daemon
  *	disconnect				closes the socket, keeps the userfaultfd
  *	watch ID				with a userfaultfd of its own
  *	fd ID	zaps	quit
@@ -206,7 +208,8 @@ static void do_map(struct client *c)
 						 kind_of(arg(c, 3)), fd));
 }
 
-static void do_attach(struct client *c)
+/* VM FLAGS ID... from word[i] on. */
+static void attach_from(struct client *c, int at, const char *resume_socket)
 {
 	static const struct {
 		const char *name;
@@ -219,11 +222,28 @@ static void do_attach(struct client *c)
 	unsigned int n = 0, flags = 0;
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		if (strstr(arg(c, 2), names[i].name))
+		if (strstr(arg(c, at + 1), names[i].name))
 			flags |= names[i].flag;
-	for (int i = 3; i < c->words && n < BLOCKS_MAX; i++)
+	for (int i = at + 2; i < c->words && n < BLOCKS_MAX; i++)
 		ram[n++] = *find_ram(c, c->word[i]);
-	answer_result(c, native_attach(c->native, arg(c, 1), ram, n, flags));
+	answer_result(c, resume_socket ? native_resume(c->native, resume_socket, arg(c, at), ram, n,
+						       flags)
+				       : native_attach(c->native, arg(c, at), ram, n, flags));
+}
+
+static void do_attach(struct client *c)
+{
+	attach_from(c, 1, NULL);
+}
+
+static void do_resume(struct client *c)
+{
+	attach_from(c, 2, arg(c, 1));
+}
+
+static void do_kept(struct client *c)
+{
+	answer("OK %u", native_kept(c->native));
 }
 
 static void do_connect(struct client *c)
@@ -310,13 +330,13 @@ static void execute(struct client *c)
 		const char *name;
 		void (*run)(struct client *c);
 	} commands[] = {
-		{"connect", do_connect},  {"ram", do_ram},     {"map", do_map},
-		{"attach", do_attach},	  {"add", do_add},     {"remove", do_remove},
-		{"discard", do_discard},  {"pin", do_pin},     {"unpin", do_unpin},
-		{"detach", do_detach},	  {"fill", do_fill},   {"check", do_check},
-		{"zeroes", do_zeroes},	  {"unmap", do_unmap}, {"fd", do_fd},
-		{"zaps", do_zaps},	  {"watch", do_watch}, {"disconnect", do_disconnect},
-		{"resident", do_resident}};
+		{"connect", do_connect},   {"ram", do_ram},	  {"map", do_map},
+		{"attach", do_attach},	   {"add", do_add},	  {"remove", do_remove},
+		{"discard", do_discard},   {"pin", do_pin},	  {"unpin", do_unpin},
+		{"detach", do_detach},	   {"fill", do_fill},	  {"check", do_check},
+		{"zeroes", do_zeroes},	   {"unmap", do_unmap},	  {"fd", do_fd},
+		{"zaps", do_zaps},	   {"watch", do_watch},	  {"disconnect", do_disconnect},
+		{"resident", do_resident}, {"resume", do_resume}, {"kept", do_kept}};
 
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
 		if (!strcmp(commands[i].name, c->word[0])) {

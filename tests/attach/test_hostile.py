@@ -6,11 +6,12 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
 
-from harness import (MIB, PAGE, Client, Daemon, Ram, attach, fuzz, make_memfd, make_uffd,
+from harness import (BUILD, MIB, PAGE, Client, Daemon, Ram, attach, fuzz, make_memfd, make_uffd,
                      region)
 
 F_SEAL_FUTURE_WRITE = 0x10
@@ -113,7 +114,7 @@ class Good(Base):
 
     def test_05_secondary_keep_requests(self):
         self.attached("sec", secondary=True, keep=True, requests=["zap"])
-        self.assertIn(" secondary zap regions=1", self.daemon.note("attach sec"))
+        self.assertIn(" secondary zap keep regions=1", self.daemon.note("attach sec"))
 
     def test_06_lends_the_userfaultfd_device(self):
         c = self.client()
@@ -138,6 +139,21 @@ class Good(Base):
         c = self.client()
         self.refused(c.call(attach("taken"), self.ram()), "AlreadyExists", "taken")
         self.assertIn("return", c.call(attach("free"), self.ram()))
+
+    def test_11_taken_over(self):
+        c = self.client()
+        kept = [dict(name="store:0", fd=3), dict(name="table:0", fd=2)]
+        self.assertIn("return", c.call(attach("back", keep=True, kept=kept),
+                                       self.ram(make_memfd(), make_memfd(), make_memfd())))
+        self.assertIn(" keep resume regions=1", self.daemon.note("attach back"))
+        self.assertEqual(self.daemon.note("kept"), "kept store:0 open")
+        self.assertEqual(self.daemon.note("kept"), "kept table:0 open")
+
+    def test_12_taken_over_with_nothing_kept(self):
+        self.attached("bare", keep=True, kept=[])
+        self.assertIn(" keep resume regions=1", self.daemon.note("attach bare"))
+        self.attached("other", secondary=True, kept=[])
+        self.assertIn(" secondary resume regions=1", self.daemon.note("attach other"))
 
     def test_09_white_space_and_empty_lines(self):
         c = self.client()
@@ -546,6 +562,85 @@ class Attaching(Base):
             self.assertIn("return", c.call(attach("shm"), [self.ram()[0], file.fileno()]))
 
 
+class Kept(Base):
+    """State that comes back from a client."""
+
+    def bad(self, cls, words, kept, memfds=2, regions=None, **more):
+        fds = self.ram(*(make_memfd() for _ in range(memfds)))
+        more = more or dict(keep=True)
+        self.refused(self.client().call(attach("k", regions, kept=kept, **more), fds), cls, words)
+
+    def tearDown(self):
+        self.works()
+
+    def test_01_only_for_who_keeps_or_is_secondary(self):
+        for kept in ([], [dict(name="a", fd=2)]):
+            self.bad("InvalidArgument", "arguments.kept is only for", kept, keep=False)
+
+    def test_02_wrong_types(self):
+        for value in ({}, "x", 1, None):
+            self.bad("InvalidArgument", "arguments.kept is", value)
+        for value in (5, "x", None, []):
+            self.bad("InvalidArgument", "arguments.kept[0] is", [value])
+        for value in (1, None, [], {}):
+            self.bad("InvalidArgument", "kept[0].name is", [dict(name=value, fd=2)])
+        for value in ("2", 2.0, None, True):
+            self.bad("InvalidArgument", "kept[0].fd is", [dict(name="a", fd=value)])
+        self.bad("InvalidArgument", "kept[0].fd is missing", [dict(name="a")])
+        self.bad("InvalidArgument", "kept[0].name is missing", [dict(fd=2)])
+        self.bad("InvalidArgument", "bytes", [dict(name="a", fd=2, bytes=1)])
+
+    def test_03_names(self):
+        for name, words in (("", "is empty"), ("x" * 64, "longer than 63"),
+                            ("a\nb", "not printable"), (" a", "begins or ends")):
+            self.bad("InvalidArgument", words, [dict(name=name, fd=2)])
+        self.bad("InvalidArgument", "kept has a twice",
+                 [dict(name="a", fd=2), dict(name="a", fd=3)], memfds=3)
+
+    def test_04_descriptors(self):
+        self.bad("InvalidArgument", "kept a: fd is 0, which is the userfaultfd",
+                 [dict(name="a", fd=0)])
+        self.bad("InvalidArgument", "kept[0].fd is negative", [dict(name="a", fd=-1)])
+        for fd in (3, 2**31, 2**63 - 1):
+            self.bad("InvalidArgument", "not among the message's descriptors",
+                     [dict(name="a", fd=fd)])
+        self.bad("InvalidArgument", "kept a: descriptor 1 is named twice", [dict(name="a", fd=1)])
+        self.bad("InvalidArgument", "kept b: descriptor 2 is named twice",
+                 [dict(name="a", fd=2), dict(name="b", fd=2)])
+        self.bad("InvalidArgument", "descriptor 2 is named by no region", [])
+        self.bad("InvalidArgument", "descriptor 3 is named by no region", [dict(name="a", fd=2)],
+                 memfds=3)
+
+    def test_05_too_many(self):
+        self.bad("LimitExceeded", "65 entries", [dict(name=f"s{i}", fd=2) for i in range(65)])
+
+    def test_06_64_are_taken(self):
+        c = self.client()
+        kept = [dict(name=f"s{i}", fd=2 + i) for i in range(64)]
+        fds = self.ram(*(make_memfd(PAGE) if i else make_memfd() for i in range(65)))
+        self.assertIn("return", c.call(attach("many", keep=True, kept=kept), fds))
+
+    def test_07_files_that_could_block(self):
+        a, b = os.pipe()
+        self.addCleanup(os.close, a)
+        self.addCleanup(os.close, b)
+        for path, flags in ((None, 0), ("/proc/self/status", os.O_RDONLY), ("/", os.O_RDONLY),
+                            ("/dev/shm", os.O_PATH)):
+            fd = os.open(path, flags) if path else os.dup(a)
+            c = self.client()
+            fds = self.ram(make_memfd(), fd)
+            self.refused(c.call(attach("k", keep=True, kept=[dict(name="a", fd=2)]), fds),
+                         "InvalidArgument", "descriptor 2")
+
+    def test_08_read_only_is_taken(self):
+        memfd = make_memfd(PAGE)
+        self.addCleanup(os.close, memfd)
+        fd = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY)
+        c = self.client()
+        self.assertIn("return", c.call(attach("ro", keep=True, kept=[dict(name="a", fd=2)]),
+                                       self.ram(make_memfd(), fd)))
+
+
 class Concurrent(Base):
     def test_01_thousand_connections(self):
         for i in range(1000):
@@ -690,6 +785,86 @@ class Requests(Base):
         c.close()
         self.assertEqual(self.daemon.note("zapped gone"), "zapped gone -107")
         self.daemon.note("put gone")
+
+
+class Keeping(Base):
+    limits = dict(request_ms=300)
+
+    def ask(self, c, id, kind="keep"):
+        """Has the engine ask, and checks what comes."""
+        c.send(dict(execute="pin", arguments=dict(id=kind + "0", offset=0, size=4096)))
+        arguments = dict(name="table:0", size=8192) if kind == "keep" else dict(name="table:0")
+        self.assertEqual(c.line(), dict(execute=kind, arguments=arguments, id=id))
+        self.assertEqual(len(c.fds), 1 if kind == "keep" else 0)
+        while c.fds:
+            os.close(c.fds.pop())
+
+    def test_01_keep_and_unkeep(self):
+        c = self.attached("keeps", keep=True)
+        for id, kind in ((1, "keep"), (2, "keep"), (3, "unkeep")):
+            self.ask(c, id, kind)
+            c.send({"return": {}, "id": id})
+            self.assertEqual(c.line(), {"return": {}})
+
+    def test_02_client_that_did_not_ask_is_given_nothing(self):
+        for more in ({}, dict(requests=["zap"]), dict(keep=False)):
+            with self.subTest(more), Client(self.daemon) as c:
+                self.assertIn("return", c.call(attach("plain", **more), self.ram()))
+                self.refused(c.call(dict(execute="pin", arguments=dict(
+                    id="keep0", offset=0, size=4096))), "GenericError", "keep:")
+                self.assertEqual(c.fds, [])
+
+    def test_03_client_that_keeps_only_is_not_asked_to_zap(self):
+        c = self.attached("only", keep=True)
+        self.refused(c.call(Requests.pin), "GenericError", "zap:")
+
+    def test_04_client_that_never_answers(self):
+        c = self.attached("mute", keep=True)
+        self.ask(c, 1)
+        self.refused(c.line(), "GenericError", "keep: Connection timed out")
+
+    def test_05_client_that_does_not_read(self):
+        c = self.attached("deaf", keep=True)
+        for _ in range(20):
+            c.send(dict(execute="pin", arguments=dict(id="keep0", offset=0, size=4096)))
+        self.assertEqual(self.daemon.note("kept deaf"), "kept deaf -110")
+        c.close()
+
+    def test_06_gone_while_asked(self):
+        c = self.attached("gone", keep=True)
+        self.ask(c, 1)
+        c.close()
+        self.assertEqual(self.daemon.note("kept gone"), "kept gone -107")
+
+    def test_07_taken_over_by_the_next_daemon(self):
+        with subprocess.Popen([os.path.join(BUILD, "tests/attach/native_client")], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+            def do(words, answer="OK"):
+                p.stdin.write(words + "\n")
+                p.stdin.flush()
+                self.assertEqual(p.stdout.readline().rstrip("\n"), answer)
+
+            first, second = Daemon(), Daemon()
+            do(f"connect {first.path}")
+            do("ram r 4194304 shmem")
+            do("attach vm keep r")
+            do("pin keep0 0 4096")
+            do("kept", "OK 1")
+            first.proc.kill()
+            first.proc.wait()
+            do(f"resume {first.path} vm keep r",
+               "ERR errno 111: Connection refused")
+            do(f"resume {second.path} taken keep r",
+               "ERR AlreadyExists: there is a VM taken already")
+            do(f"resume {second.path} vm keep r")
+            self.assertIn(" keep resume regions=1", second.note("attach vm"))
+            self.assertEqual(second.note("kept"), "kept table:0 open")
+            do("pin unkeep0 0 4096")
+            do("kept", "OK 0")
+            p.stdin.close()
+            self.assertEqual(second.stop(), (0, "END held=0"))
+        first.proc.stdout.close()
+        first.dir.cleanup()
 
 
 class Slow(Base):

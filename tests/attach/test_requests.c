@@ -13,8 +13,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "attach/requests.h"
+#include "base/fd.h"
 
 #define CALLERS	    8
 #define LONG_MS	    60000
@@ -26,6 +29,7 @@ struct world {
 	struct worker_pool *pool;
 	struct requests *requests;
 	char *lines[2 * CALLERS];
+	int fd; /* that came with the last line; owned, -1: none */
 	unsigned int n_lines;
 	int send_result;
 	unsigned int hold; /* answers are held back until so many lines came */
@@ -39,6 +43,8 @@ struct caller {
 	pthread_t thread;
 	struct ebb_range ranges[RANGES_MANY];
 	uint32_t n;
+	const char *keep; /* a name to keep instead */
+	int fd;
 	int result;
 };
 
@@ -50,9 +56,12 @@ static uint64_t line_id(const char *line)
 	return strtoull(id + 5, NULL, 10);
 }
 
-static int send_line(void *ctx, char *line, size_t bytes)
+static int send_line(void *ctx, char *line, size_t bytes, int fd)
 {
 	struct world *w = ctx;
+
+	fd_close(&w->fd);
+	w->fd = fd;
 
 	assert_int_equal(line[bytes - 1], '\n');
 	assert_true(w->n_lines < 2 * CALLERS);
@@ -72,6 +81,7 @@ static struct world *world_make(uint32_t timeout_ms)
 	struct error e;
 
 	assert_non_null(w);
+	w->fd = -1;
 	w->base = event_base_new();
 	assert_int_equal(worker_pool_new(w->base, &w->pool, &e), 0);
 	assert_int_equal(requests_new(w->pool, timeout_ms, send_line, w, &w->requests), 0);
@@ -82,6 +92,7 @@ static void world_free(struct world *w)
 {
 	for (unsigned int i = 0; i < w->n_lines; i++)
 		free(w->lines[i]);
+	fd_close(&w->fd);
 	requests_close(w->requests);
 	worker_pool_free(w->pool);
 	requests_free(w->requests);
@@ -93,7 +104,10 @@ static void *caller_main(void *arg)
 {
 	struct caller *c = arg;
 
-	c->result = requests_ops.zap(c->w->requests, c->ranges, c->n);
+	if (c->keep)
+		c->result = requests_ops(false, true)->keep(c->w->requests, c->keep, c->fd, 8192);
+	else
+		c->result = requests_ops(true, false)->zap(c->w->requests, c->ranges, c->n);
 	c->w->running--;
 	return NULL;
 }
@@ -107,6 +121,19 @@ static struct caller *call(struct world *w, uint32_t n)
 	c->n = n;
 	for (uint32_t i = 0; i < n; i++)
 		c->ranges[i] = (struct ebb_range){UINT64_C(0x7f0000000000) + i * 8192ULL, 4096};
+	w->running++;
+	assert_int_equal(pthread_create(&c->thread, NULL, caller_main, c), 0);
+	return c;
+}
+
+static struct caller *keep(struct world *w, const char *name, int fd)
+{
+	struct caller *c = calloc(1, sizeof(*c));
+
+	assert_non_null(c);
+	c->w = w;
+	c->keep = name;
+	c->fd = fd;
 	w->running++;
 	assert_int_equal(pthread_create(&c->thread, NULL, caller_main, c), 0);
 	return c;
@@ -173,7 +200,7 @@ static void test_no_ranges(void **state)
 	struct world *w = world_make(LONG_MS);
 
 	requests_open(w->requests);
-	assert_int_equal(requests_ops.zap(w->requests, NULL, 0), 0);
+	assert_int_equal(requests_ops(true, false)->zap(w->requests, NULL, 0), 0);
 	assert_int_equal(w->n_lines, 0);
 	world_free(w);
 }
@@ -295,6 +322,69 @@ static void test_send_fails(void **state)
 	world_free(w);
 }
 
+/* Clients are asked for what they said they serve, and nothing else. */
+static void test_ops(void **state)
+{
+	assert_null(requests_ops(false, false));
+	assert_null(requests_ops(true, false)->keep);
+	assert_null(requests_ops(false, true)->zap);
+	assert_non_null(requests_ops(true, true)->keep);
+	assert_non_null(requests_ops(true, true)->zap);
+}
+
+static void test_keep(void **state)
+{
+	struct world *w = world_make(LONG_MS);
+	int fd = memfd_create("state", MFD_CLOEXEC);
+	struct stat given, sent;
+	struct caller *c;
+
+	assert_true(fd >= 0);
+	/* Not open yet: the engine is to try again. */
+	c = keep(w, "table:0", fd);
+	assert_int_equal(finish(c), -EAGAIN);
+	requests_open(w->requests);
+	c = keep(w, "ta\"ble:0", fd);
+	loop(w);
+	assert_int_equal(finish(c), 0);
+	assert_string_equal(w->lines[0], "{\"execute\":\"keep\",\"arguments\":"
+					 "{\"name\":\"ta\\\"ble:0\",\"size\":8192},\"id\":1}");
+	assert_true(w->fd >= 0 && w->fd != fd);
+	assert_int_equal(fstat(fd, &given), 0);
+	assert_int_equal(fstat(w->fd, &sent), 0);
+	assert_int_equal(given.st_ino, sent.st_ino);
+	c = keep(w, "table:0", -1);
+	loop(w);
+	assert_int_equal(finish(c), 0);
+	assert_string_equal(w->lines[1], "{\"execute\":\"unkeep\",\"arguments\":"
+					 "{\"name\":\"table:0\"},\"id\":2}");
+	assert_int_equal(w->fd, -1);
+	requests_close(w->requests);
+	c = keep(w, "table:0", fd);
+	assert_int_equal(finish(c), -ENOTCONN);
+	close(fd);
+	world_free(w);
+}
+
+/* A duplicate that nobody takes is closed. */
+static void test_keep_never_sent(void **state)
+{
+	struct world *w = world_make(20);
+	int fd = memfd_create("state", MFD_CLOEXEC), before, after;
+	struct caller *c;
+
+	requests_open(w->requests);
+	before = dup(fd);
+	close(before);
+	c = keep(w, "table:0", fd);
+	assert_int_equal(finish(c), -ETIMEDOUT);
+	after = dup(fd);
+	assert_int_equal(before, after);
+	close(after);
+	close(fd);
+	world_free(w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -308,6 +398,9 @@ int main(void)
 		cmocka_unit_test(test_never_sent),
 		cmocka_unit_test(test_closed_while_waiting),
 		cmocka_unit_test(test_send_fails),
+		cmocka_unit_test(test_ops),
+		cmocka_unit_test(test_keep),
+		cmocka_unit_test(test_keep_never_sent),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
