@@ -131,10 +131,12 @@ static void not_placed(struct fault_worker *w, struct block *b, uint64_t unit, i
 		unit_wake(b, unit);
 		break;
 	case -ENOMEM:
-		/* No page to put it into: it waits until eviction has made room somewhere. */
+		/* No page to put it into: it waits until eviction has made room somewhere. Here, if
+		 * there is something to evict; else the keeper tries again from time to time. */
 		vm_count(vm, COUNTER_faults_parked);
 		atomic_store(&vm->parked, true);
-		engine_kick(vm);
+		if ((uint64_t)atomic_load(&vm->resident) > reclaim_target(vm))
+			engine_kick(vm);
 		break;
 	case -ESRCH:
 		break;
@@ -168,6 +170,14 @@ static void place(struct fault_worker *w, struct block *b, uint64_t unit, uint64
 	}
 	check_limit(vm);
 	resolved(b, unit, start_ns, write, flags, thread);
+}
+
+/* The backend has the content but could not give it now: as it was; the keeper tries again. */
+static void put_back(struct block *b, uint64_t unit, uint64_t entry)
+{
+	vm_count(b->vm, COUNTER_fault_retries);
+	page_table_leave(&b->table, unit, entry & ~PE_WANTED);
+	atomic_store(&b->vm->parked, true);
 }
 
 /* A free slot for an asynchronous load of this size, or NULL. */
@@ -232,6 +242,8 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 
 		if (r == -EIO || r == -EINVAL)
 			loader_lost(&w->loader, b, unit, entry);
+		else if (r)
+			put_back(b, unit, entry);
 		else
 			place(w, b, unit, entry, w->loader.buffers, f->write, f->start_ns,
 			      f->thread);
@@ -255,8 +267,10 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 		w->in_flight--;
 		l->busy = false;
 	}
-	/* Nothing free: as it was. A load that finishes will wake the VM's waiters. */
+	/* Nothing free: as it was. A load of this VM that finishes will wake its waiters; if there
+	 * is none, the keeper does. */
 	w->starved = true;
+	atomic_store(&b->vm->parked, true);
 	page_table_leave(&b->table, unit, entry & ~PE_WANTED);
 	if (!w->in_flight)
 		not_placed(w, b, unit, -EAGAIN);

@@ -182,10 +182,10 @@ static void rounds(struct keeper *k, struct vm *vm)
 	if (atomic_load(&vm->dead))
 		return;
 	maintain(vm);
-	if (atomic_load(&vm->parked) && !atomic_load(&vm->limit_bytes))
-		reclaim_unpark(vm); /* parked for want of host memory: try again */
 	if ((uint64_t)atomic_load(&vm->resident) > reclaim_target(vm))
 		engine_kick(vm);
+	else if (atomic_load(&vm->parked))
+		reclaim_unpark(vm); /* parked for want of host memory: try again */
 	if (k->ticks % 4 == 0) {
 		tick_policies(vm);
 		check_pins(vm);
