@@ -120,8 +120,10 @@ int loader_read(struct loader *ld, struct vm *vm, uint64_t entry, void *buf, uin
 		return 0;
 	}
 	c = loader_channel(ld, tier);
-	if (!c || !space)
+	if (!space)
 		return -EIO;
+	if (!c)
+		return -EAGAIN; /* it could not be opened so far */
 	backend_io_prepare(&io, EBB_IO_LOAD, io_flags, space, page_entry_handle(entry), buf, bytes,
 			   0);
 	while (backend_submit(c, &list, 1) != 1)

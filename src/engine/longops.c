@@ -13,6 +13,15 @@
 #define PROGRESS_MS	    10
 #define RESTORE_PATIENCE_NS (30 * NS_PER_S) /* without a single unit brought back */
 
+/*
+ * Trying once more changes nothing: the content is lost (and poisoned), or its range is unmapped or
+ * truncated. After anything else the content is still in its backend and must not be left behind.
+ */
+static bool is_over(int r)
+{
+	return r == -EIO || r == -ENOENT || r == -EFAULT || r == -ENXIO || r == -EINVAL;
+}
+
 int restore_block(struct loader *ld, struct block *b, bool discard, struct progress *p)
 {
 	uint64_t last_ns = clock_ns();
@@ -44,14 +53,14 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 			continue;
 		}
 		r = loader_bring_back(ld, b, u, false);
-		if (r == -EBUSY || r == -EAGAIN || r == -ENOMEM) {
+		if (r == -ESRCH)
+			return r;
+		if (r < 0 && !is_over(r)) {
 			if (clock_ns() - last_ns > RESTORE_PATIENCE_NS)
 				return r == -ENOMEM ? r : -ETIMEDOUT;
 			usleep(RETRY_US);
 			continue;
 		}
-		if (r == -ESRCH)
-			return r;
 		if (r == 0)
 			atomic_fetch_add(&p->done, block_unit_bytes(b));
 		last_ns = clock_ns();
