@@ -101,6 +101,38 @@ static void retried(struct rig *r)
 	rig_end(r);
 }
 
+/* More loads at once than a fault thread has room for, from one VM: another VM's come too. */
+static void crowded(struct rig *r)
+{
+	static struct kt_access a[120];
+	struct rig other;
+	struct kt_access b;
+
+	rig_start(r, "", "delay-us = 150000");
+	other = *r;
+	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	CHECK_EQ(native_ram_make(&other.ram, "ram", MIB / 4, NATIVE_SHMEM), 0);
+	CHECK_EQ(native_open(r->d.attach, &other.vmm), 0);
+	other.unit_bytes = KT_PAGE;
+	rig_tag(&other, 7, 1);
+	CHECK_EQ(native_attach(other.vmm, "other", &other.ram, 1, 0), 0);
+	while (daemon_vm_number(&r->d, "other", "evictions") < 1)
+		daemon_ask(&r->d, "{\"execute\":\"vm-reclaim\",\"arguments\":{\"vm\":\"other\","
+				  "\"bytes\":4096}}");
+	rig_evict_all(r);
+	for (size_t i = 0; i < 120; i++)
+		kt_access_start(&a[i], rig_unit(r, i));
+	usleep(50000);
+	kt_access_start(&b, rig_unit(&other, 7));
+	for (size_t i = 0; i < 120; i++)
+		rig_access_end(&a[i]);
+	rig_access_end(&b);
+	CHECK(rig_is(&other, 7, 1));
+	native_close(other.vmm, true);
+	rig_check_all(r);
+	rig_end(r);
+}
+
 static void no_store(struct rig *r, const char *inject)
 {
 	rig_start(r, "", inject);
@@ -149,6 +181,18 @@ static void detach(struct rig *r)
 	CHECK_EQ(native_detach(r->vmm), 0);
 	for (size_t i = 0; i < r->units; i++)
 		CHECK(rig_cached(r, i));
+	rig_check_all(r);
+	native_close(r->vmm, true);
+	daemon_stop(&r->d);
+}
+
+/* Also when the backend needs to be asked several times. */
+static void detach_retries(struct rig *r)
+{
+	rig_start(r, "", "load-error = 1/3\nload-errno = ETIMEDOUT");
+	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	rig_evict_all(r);
+	CHECK_EQ(native_detach(r->vmm), 0);
 	rig_check_all(r);
 	native_close(r->vmm, true);
 	daemon_stop(&r->d);
@@ -237,7 +281,9 @@ int main(int argc, char **argv)
 		{"discarded", discarded},
 		{"dontneed", dontneed},
 		{"detach", detach},
+		{"detach_retries", detach_retries},
 		{"retried", retried},
+		{"crowded", crowded},
 		{"lost", lost},
 		{"store_error", store_error},
 		{"store_full", store_full},

@@ -18,6 +18,7 @@
 
 #include "attach/native.h"
 #include "base/clock.h"
+#include "kernel/kernel_test.h"
 #include "stress/daemon.h"
 
 /*
@@ -337,7 +338,38 @@ static void check_all(const char *when)
 				   areas[k].generation[i], when);
 }
 
-static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed)
+/* Stores the VM in an inject backend with these options (name=value,...). */
+static void use_backend(struct daemon *d, char *options)
+{
+	char json[512] = "";
+	size_t n = 0;
+
+	for (char *o = strtok(options, ","); o; o = strtok(NULL, ",")) {
+		char *value = strchr(o, '=');
+
+		if (!value)
+			errx(2, "an option is name=value, not %s", o);
+		*value++ = 0;
+		n += (size_t)snprintf(json + n, sizeof(json) - n, "%s\"%s\":\"%s\"", n ? "," : "",
+				      o, value);
+		if (n >= sizeof(json))
+			errx(2, "too many options");
+	}
+	daemon_ask(
+		d,
+		"{\"execute\":\"backend-add\",\"arguments\":{\"name\":\"slow\",\"driver\":\"inject\","
+		"\"options\":{%s}}}",
+		json);
+	if (!strstr(d->answer, "\"return\""))
+		errx(1, "backend-add: %.300s", d->answer);
+	daemon_ask(d,
+		   "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\",\"tiers\":[\"slow\","
+		   "\"compressed\"]}}");
+	if (!strstr(d->answer, "\"return\""))
+		errx(1, "vm-set: %.300s", d->answer);
+}
+
+static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed, char *backend)
 {
 	struct daemon d;
 	struct native_ram ram[2];
@@ -359,6 +391,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	    (native_ram_map(&areas[0].twin, "twin", bytes / 2, kind, areas[0].ram.memfd) ||
 	     native_region_add(o.vmm, &areas[0].twin)))
 		errx(1, "a second mapping: %s", native_error(o.vmm));
+	if (backend)
+		use_backend(&d, backend);
 	area_fill(&areas[0], &o.seed);
 	area_fill(&areas[1], &o.seed);
 	for (int i = 0; i < WORKERS; i++) {
@@ -393,6 +427,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 		errx(1, "detach: %s", native_error(o.vmm));
 	check_all("after the detach");
 	native_close(o.vmm, true);
+	/* A backend that was added has channels of its own. */
+	fds += backend ? 16 : 0;
 	for (int i = 0; i < 100 && daemon_fds(&d) > fds; i++)
 		usleep(50000);
 	if (daemon_fds(&d) > fds)
@@ -406,9 +442,10 @@ int main(int argc, char **argv)
 	double seconds = 10;
 	size_t mib = 128;
 	uint64_t seed = 1;
+	char *backend = NULL;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "k:s:m:r:")) != -1) {
+	while ((opt = getopt(argc, argv, "k:s:m:r:b:")) != -1) {
 		if (opt == 'k' && strcmp(optarg, "thp") == 0)
 			kind = NATIVE_THP;
 		else if (opt == 'k' && strcmp(optarg, "hugetlb") == 0)
@@ -419,14 +456,20 @@ int main(int argc, char **argv)
 			mib = strtoul(optarg, NULL, 10);
 		else if (opt == 'r')
 			seed = strtoull(optarg, NULL, 10);
+		else if (opt == 'b')
+			backend = optarg;
 		else if (opt != 'k')
 			errx(2,
-			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed]");
+			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed] "
+			     "[-b option=value,... of an inject backend]");
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (seed == 0)
 		seed = clock_ns();
 	printf("seed %llu\n", (unsigned long long)seed);
-	run(kind, mib << 20, seconds, seed);
+	/* With what is plugged in, and some for the headroom. */
+	if (kind == NATIVE_HUGETLB)
+		kt_set_free_huge_pages((unsigned int)(mib / 2 + mib / 8 + 16));
+	run(kind, mib << 20, seconds, seed, backend);
 	return 0;
 }

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* test_hugetlb.c: evicted huge pages come back although others take from the same pool. */
+#include "engine/rig.h"
+
+#include <err.h>
+#include <unistd.h>
+
+#define MIB   ((size_t)1 << 20)
+#define UNITS 8
+#define ALL   64
+
+/* Somebody else who takes huge pages, as many as there are. */
+struct newcomer {
+	void *page[ALL];
+	unsigned int n;
+};
+
+static void newcomer_takes(struct newcomer *c)
+{
+	while (c->n < ALL) {
+		void *p = mmap(NULL, KT_HUGE, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+
+		if (p == MAP_FAILED)
+			break;
+		c->page[c->n++] = p;
+	}
+}
+
+static void newcomer_leaves(struct newcomer *c)
+{
+	while (c->n)
+		munmap(c->page[--c->n], KT_HUGE);
+}
+
+/* A dry pool: faults wait with their content kept, a detach that cannot fit is refused. */
+static void dry(struct rig *r)
+{
+	struct newcomer other = {.n = 0};
+	struct kt_access a[3];
+	uint64_t parked;
+
+	kt_set_free_huge_pages(UNITS);
+	rig_start(r, "", "");
+	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
+	rig_evict_all(r);
+	newcomer_takes(&other);
+	CHECK_EQ(other.n, UNITS);
+	for (size_t i = 0; i < 3; i++)
+		kt_access_start(&a[i], rig_unit(r, 2 * i));
+	rig_until(r, "faults-parked", 1);
+	for (size_t i = 0; i < 3; i++)
+		CHECK(kt_blocked(&a[i]));
+	CHECK_EQ(native_detach(r->vmm), -EPROTO);
+	CHECK(strstr(native_error(r->vmm), "NoSpace"));
+	CHECK_EQ(rig_number(r, "pages-lost"), 0);
+	CHECK_EQ(rig_number(r, "resident-bytes"), 0);
+	CHECK_EQ(rig_number(r, "evicted-bytes"), r->ram.bytes);
+	/* They wait; they do not go round and round. */
+	parked = rig_number(r, "faults-parked");
+	sleep(1);
+	CHECK(rig_number(r, "faults-parked") - parked < 100);
+	newcomer_leaves(&other);
+	for (size_t i = 0; i < 3; i++)
+		rig_access_end(&a[i]);
+	rig_check_all(r);
+	rig_end(r);
+}
+
+/* What a VM below its limit has given up is kept back for it. */
+static void reserved(struct rig *r)
+{
+	struct newcomer other = {.n = 0};
+	struct kt_access a;
+	size_t unit = UNITS;
+
+	kt_set_free_huge_pages(UNITS);
+	rig_start(r, "", "");
+	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
+	rig_limit(r, 6 * KT_HUGE);
+	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
+	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
+		usleep(10000);
+	newcomer_takes(&other);
+	CHECK(other.n > 0);
+	/* One of those that are away: all the others are in the process's page table. */
+	for (size_t i = 0; i < UNITS; i++)
+		if (!kt_present(0, rig_unit(r, i)))
+			unit = i;
+	CHECK(unit < UNITS);
+	kt_access_start(&a, rig_unit(r, unit));
+	rig_access_end(&a);
+	CHECK(rig_is(r, unit, 1));
+	newcomer_leaves(&other);
+	rig_limit(r, 0);
+	rig_check_all(r);
+	rig_end(r);
+}
+
+/* Whatever is pinned by I/O, protected for writers, or stored: the same as with small pages. */
+static void writes(struct rig *r)
+{
+	struct rig_writer w;
+
+	kt_set_free_huge_pages(UNITS);
+	rig_start(r, "", "delay-us = 5000");
+	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
+	rig_writer_start(&w, r, 0, UNITS, 300);
+	for (int i = 0; i < 6; i++)
+		rig_reclaim(r, 0);
+	rig_writer_stop(&w);
+	CHECK(rig_number(r, "evictions") > 0);
+	CHECK_EQ(rig_writer_lost(&w), 0);
+	rig_end(r);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct rig_case cases[] = {
+		{"writes", writes},
+		{"dry", dry},
+		{"reserved", reserved},
+	};
+
+	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+}
