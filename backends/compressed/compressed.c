@@ -281,6 +281,17 @@ static void store_free(void *channel, void *space, const uint64_t *handles, uint
 	channel_leave(ch);
 }
 
+static int64_t store_retain(void *channel, void *space, const uint64_t *handles, uint64_t n)
+{
+	struct channel *ch = channel;
+	int64_t freed;
+
+	channel_enter(ch);
+	freed = object_retain(ch, space, handles, n);
+	channel_leave(ch);
+	return freed;
+}
+
 /* ---- figures ---- */
 
 static void store_usage(void *instance, void *space, struct ebb_usage *out)
@@ -353,6 +364,7 @@ __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_ent
 		.submit = store_submit,
 		.poll = store_poll,
 		.free = store_free,
+		.retain = store_retain,
 		.usage = store_usage,
 		.stats = store_stats,
 		.maintain = store_maintain,

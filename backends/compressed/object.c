@@ -310,3 +310,40 @@ int object_free(struct channel *ch, struct space *sp, uint64_t handle)
 		free_entry(ch, sp, list[i], ENTRY_PIECE);
 	return 0;
 }
+
+/* ---- retain ---- */
+
+static bool is_among(uint64_t handle, const uint64_t *handles, uint64_t n)
+{
+	uint64_t lo = 0, hi = n;
+
+	while (lo < hi) {
+		uint64_t mid = lo + (hi - lo) / 2;
+
+		if (handles[mid] == handle)
+			return true;
+		if (handles[mid] < handle)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return false;
+}
+
+int64_t object_retain(struct channel *ch, struct space *sp, const uint64_t *handles, uint64_t n)
+{
+	uint64_t entries = (uint64_t)atomic_load(&sp->header->table_pages) * ENTRIES_PER_PAGE;
+	int64_t freed = 0;
+
+	for (uint64_t i = 0; i < entries; i++) {
+		uint64_t e = atomic_load(&sp->table[i]), handle;
+
+		/* Pieces go with the list that names them. */
+		if (!(e & ENTRY_LIVE) || (e & ENTRY_PIECE))
+			continue;
+		handle = handle_make((uint32_t)i, entry_gen(e));
+		if (!is_among(handle, handles, n) && object_free(ch, sp, handle) == 0)
+			freed++;
+	}
+	return freed;
+}

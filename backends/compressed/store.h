@@ -253,6 +253,8 @@ int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, 
 		 uint32_t *stored_bytes);
 int object_load(struct channel *ch, struct space *sp, uint64_t handle, void *buf, uint32_t len);
 int object_free(struct channel *ch, struct space *sp, uint64_t handle);
+/* Frees all objects but those of the n handles, which ascend; alone with the space. */
+int64_t object_retain(struct channel *ch, struct space *sp, const uint64_t *handles, uint64_t n);
 /* What the object of a live entry adds to the sums, and how many bytes of its slot it takes. */
 bool object_sums(const struct space *sp, uint64_t entry, struct slot_sums *sums,
 		 uint32_t *slot_used);

@@ -42,7 +42,7 @@
  */
 
 #define EBB_BACKEND_ABI_MAJOR 1
-#define EBB_BACKEND_ABI_MINOR 0
+#define EBB_BACKEND_ABI_MINOR 1
 
 /* Handles fit into a page table entry. 0 is a valid handle. */
 #define EBB_HANDLE_BITS 48
@@ -219,6 +219,14 @@ struct ebb_backend {
 
 	/* A new value for an option that can change while in use; -ENOTSUP otherwise. */
 	int (*config)(void *instance, const struct ebb_option *opt, char *err, uint64_t err_len);
+
+	/*
+	 * After the space's memory was found again: frees every object whose handle is not among
+	 * the n given ones (ascending): stores that nobody had noted yet, frees that never came.
+	 * Comes before any I/O on the space. Returns how many were freed or -errno. May be NULL.
+	 * Since ABI 1.1.
+	 */
+	int64_t (*retain)(void *channel, void *space, const uint64_t *handles, uint64_t n);
 };
 
 /* The one symbol that a backend exports. */

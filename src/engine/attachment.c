@@ -8,7 +8,9 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/takeover.h"
 #include "engine/thp.h"
+#include "engine/vm_record.h"
 #include "sys/memfd.h"
 #include "sys/pagemap.h"
 #include "sys/uffd.h"
@@ -191,6 +193,50 @@ fail:
 	return r;
 }
 
+/* A block and its table as the record has them; not yet registered. Under vm.lock. */
+static int block_adopt(struct vm *vm, const struct attach_region *reg,
+		       const struct memfd_info *info, const struct record_block *rb,
+		       struct block **out, struct error *e)
+{
+	struct store_memory *table = NULL;
+	struct block *b;
+
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		if (strncmp(vm->stores[i].name, rb->table, STORE_NAME_MAX) == 0)
+			table = &vm->stores[i];
+	if (rb->dev != info->dev || rb->ino != info->ino || rb->memfd_offset != reg->memfd_offset ||
+	    rb->bytes != reg->size || rb->kind > BLOCK_HUGETLB ||
+	    (rb->kind == BLOCK_HUGETLB) != (info->page_bytes != 4096))
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "region %s is not the one that the record tells of", reg->id);
+	b = calloc(1, sizeof(*b));
+	if (!b)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	pthread_mutex_init(&b->pin_lock, NULL);
+	b->vm = vm;
+	snprintf(b->id, sizeof(b->id), "%s", reg->id);
+	snprintf(b->table_name, sizeof(b->table_name), "%.63s", rb->table);
+	b->kind = (enum block_kind)rb->kind;
+	b->minor = rb->minor;
+	b->dev = info->dev;
+	b->ino = info->ino;
+	b->memfd_offset = reg->memfd_offset;
+	b->bytes = reg->size;
+	b->guest_addr = reg->guest_addr;
+	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
+	b->units = reg->size >> b->unit_shift;
+	b->first_unit = rb->first_unit;
+	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);
+	if (b->memfd < 0 || !table || page_table_open(&b->table, table->addr, table->bytes) ||
+	    b->table.units != b->units || rb->first_unit + b->units > atomic_load(&vm->units)) {
+		block_free(b);
+		return error_set(e, EUCLEAN, ERROR_ARGUMENT,
+				 "region %s: its page table is missing or damaged", reg->id);
+	}
+	*out = b;
+	return 0;
+}
+
 static struct mapping *mapping_new(struct attachment *att, struct block *b, uint64_t host_addr,
 				   uint64_t first_unit, uint64_t units)
 {
@@ -340,6 +386,37 @@ static bool thp_mapped_twice(struct vm *vm)
 				return true;
 	}
 	return false;
+}
+
+int attachment_adopt_block(struct attachment *att, const struct attach_region *reg,
+			   const struct record_block *rb, struct block **out, struct error *e)
+{
+	struct vm *vm = att->vm;
+	unsigned int n = atomic_load(&vm->n_blocks);
+	struct memfd_info info;
+	struct mapping *m;
+	struct block *b = NULL;
+	int r = check_region(vm->eng, reg, &info, e);
+
+	if (!r && n == VM_REGIONS_MAX)
+		r = error_set(e, ENOSPC, ERROR_LIMIT, "too many RAM blocks");
+	if (!r)
+		r = block_adopt(vm, reg, &info, rb, &b, e);
+	if (r)
+		return r;
+	m = mapping_new(att, b, reg->host_addr, 0, b->units);
+	r = m ? register_mapping(m, e) : error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	if (r) {
+		block_free(b);
+		free(m);
+		return r;
+	}
+	add_to(b->mappings, &b->n_mappings, 0, BLOCK_MAPPINGS_MAX, m);
+	atomic_store_explicit(&vm->blocks[n], b, memory_order_release);
+	atomic_store_explicit(&vm->n_blocks, n + 1, memory_order_release);
+	add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m);
+	*out = b;
+	return 0;
 }
 
 /*
@@ -522,14 +599,73 @@ static bool is_known_memory(struct vm *vm, const struct attach_region *reg)
 	return false;
 }
 
+int attachment_adopt_mapping(struct attachment *att, const struct record_mapping *rm,
+			     struct error *e)
+{
+	struct vm *vm = att->vm;
+	struct mapping *m;
+
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+		int r;
+
+		if (!b || strncmp(b->id, rm->block, REGION_ID_MAX) != 0)
+			continue;
+		if (rm->first_unit + rm->units > b->units)
+			return error_set(e, EUCLEAN, ERROR_ARGUMENT, "mapping %.63s is damaged",
+					 rm->id);
+		m = mapping_new(att, b, rm->host_addr, rm->first_unit, rm->units);
+		if (!m)
+			return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		snprintf(m->id, sizeof(m->id), "%.63s", rm->id);
+		r = register_mapping(m, e);
+		if (r == -EINVAL || r == -ENOENT) {
+			free(m); /* unmapped while no daemon was there */
+			return 0;
+		}
+		if (r) {
+			free(m);
+			return r;
+		}
+		add_to(b->mappings, &b->n_mappings, 1, BLOCK_MAPPINGS_MAX, m);
+		add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m);
+	}
+	return 0;
+}
+
+/* The client says again what a takeover had found in the record. */
+static bool is_known_mapping(struct attachment *att, const struct attach_region *reg)
+{
+	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
+		struct mapping *m = atomic_load(&att->mappings[i]);
+
+		if (m && m->id[0] && strcmp(m->id, reg->id) == 0 && m->host_addr == reg->host_addr)
+			return true;
+	}
+	return false;
+}
+
+int attachment_add_any(struct attachment *att, const struct attach_region *reg, struct error *e)
+{
+	return att->secondary || is_known_memory(att->vm, reg) ? add_mapping(att, reg, e)
+							       : attachment_add_block(att, reg, e);
+}
+
 int attachment_add_region(struct attachment *att, const struct attach_region *reg, struct error *e)
 {
 	struct vm *vm = att->vm;
 	int r;
 
+	if (is_known_mapping(att, reg))
+		return 0;
 	if (!att->secondary && !is_known_memory(vm, reg)) {
+		/* Its table is in no other hands at first: nothing of it is evicted meanwhile. */
+		if (vm->keep)
+			vm_suspend(vm, SUSPEND_KEEPING, true);
 		pthread_mutex_lock(&vm->lock);
 		r = attachment_add_block(att, reg, e);
+		if (!r && vm->keep)
+			vm_record_write(vm);
 		pthread_mutex_unlock(&vm->lock);
 		return r;
 	}
@@ -539,6 +675,8 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
 	engine_barrier(vm->eng);
 	pthread_mutex_lock(&vm->lock);
 	r = add_mapping(att, reg, e);
+	if (!r && vm->keep)
+		vm_record_write(vm);
 	pthread_mutex_unlock(&vm->lock);
 	atomic_fetch_sub(&vm->joining, 1);
 	vm_check_peers(vm);
@@ -586,6 +724,8 @@ void block_retire(struct loader *ld, struct block *b)
 	for (unsigned int i = 0; i < BLOCK_MAPPINGS_MAX; i++)
 		free(gone[i]);
 	pthread_mutex_lock(&vm->lock);
+	if (vm->keep)
+		vm_record_write(vm);
 	vm_store_close(vm, b->table_name);
 	pthread_mutex_unlock(&vm->lock);
 	block_free(b);
@@ -614,6 +754,17 @@ static void unregister_all(struct attachment *att)
 	}
 }
 
+/* Faults that a dead daemon had read are delivered again only when they are woken. */
+static void attachment_wake(struct attachment *att)
+{
+	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
+		struct mapping *m = atomic_load(&att->mappings[i]);
+
+		if (m)
+			uffd_wake(att->uffd, m->host_addr, m->units << m->block->unit_shift);
+	}
+}
+
 static int attach_regions(struct attachment *att, struct attach_request *req, struct error *e)
 {
 	int r = 0;
@@ -626,14 +777,16 @@ static int attach_regions(struct attachment *att, struct attach_request *req, st
 	return r;
 }
 
-static int open_uffd(struct engine *eng, struct attachment *att, struct error *e)
+static int open_uffd(struct engine *eng, struct attachment *att, bool resume, struct error *e)
 {
-	int r, flags;
+	int r = 0, flags;
 
 	if (!uffd_is(att->uffd))
 		return error_set(e, EINVAL, ERROR_ARGUMENT,
 				 "the first descriptor is no userfaultfd");
-	r = uffd_api(att->uffd, wanted_features(eng), NULL);
+	/* One that served a daemon before has its features already. */
+	if (!resume)
+		r = uffd_api(att->uffd, wanted_features(eng), NULL);
 	if (r)
 		return error_set(e, -r, ERROR_ARGUMENT, "UFFDIO_API: %s%s", error_text(r),
 				 r == -EINVAL || r == -EPERM ? " (was it called already?)" : "");
@@ -680,6 +833,24 @@ static int find_vm(struct engine *eng, struct attach_request *req, struct vm **o
 	return 0;
 }
 
+static int attach_anew(struct engine *eng, struct vm *vm, struct attachment *att,
+		       struct attach_request *req, struct error *e)
+{
+	int r = attach_regions(att, req, e);
+
+	if (r)
+		return r;
+	pthread_mutex_lock(&vm->lock);
+	r = backends_default_tiers(eng, vm);
+	if (!r && vm->keep)
+		r = vm_record_write(vm);
+	pthread_mutex_unlock(&vm->lock);
+	if (r)
+		return error_set(e, -r, ERROR_GENERIC, "no backend space for the VM: %s",
+				 error_text(r));
+	return 0;
+}
+
 static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *att,
 			  struct attach_request *req, struct error *e)
 {
@@ -688,15 +859,15 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 	if (r)
 		return r;
 	atomic_fetch_or(&vm->suspended, SUSPEND_NEW); /* until we have looked */
-	r = attach_regions(att, req, e);
+	vm->keep = req->ops && req->ops->keep;
+	if (req->resume && takeover_possible(req))
+		r = takeover_vm(vm, att, req, e);
+	else
+		r = attach_anew(eng, vm, att, req, e);
 	if (r)
 		return r;
-	pthread_mutex_lock(&vm->lock);
-	r = backends_default_tiers(eng, vm);
-	pthread_mutex_unlock(&vm->lock);
-	if (r)
-		return error_set(e, -r, ERROR_GENERIC, "no backend space for the VM: %s",
-				 error_text(r));
+	if (vm->keep)
+		atomic_fetch_or(&vm->suspended, SUSPEND_KEEPING); /* until it holds all */
 	vm->has_tracker = att->pagemap_fd >= 0 && eng->features.zap_scan;
 	if (!eng->have_probe && !eng->config.allow_quarantine)
 		atomic_fetch_or(&vm->suspended, SUSPEND_NO_GUARD);
@@ -720,7 +891,7 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 		fd_close(&req->pidfd);
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	}
-	r = open_uffd(eng, att, e);
+	r = open_uffd(eng, att, req->resume, e);
 	if (!r)
 		r = find_vm(eng, req, &vm, e);
 	if (r) {
@@ -750,6 +921,8 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	if (r)
 		goto fail;
 	atomic_store(&att->refs, 2); /* the VM's and the caller's */
+	if (req->resume)
+		attachment_wake(att);
 	if (att->secondary) {
 		atomic_fetch_sub(&vm->joining, 1);
 		vm_forget_peer(vm, att->pid);
@@ -761,6 +934,8 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	}
 	engine_emit(eng, EVENT_VM_ATTACHED, vm->name, "", (uint64_t)att->pid, "%s",
 		    att->secondary ? "secondary mapping" : "");
+	if (vm->keep)
+		keeper_hurry(eng->keeper);
 	*out = att;
 	return 0;
 fail:
@@ -768,7 +943,9 @@ fail:
 		fault_unwatch(eng, att);
 		forget_attachment(att);
 	}
-	unregister_all(att);
+	/* What was evicted by the daemon before would read as zeroes. */
+	if (!req->resume)
+		unregister_all(att);
 	if (att->secondary)
 		take_out(att, NULL);
 	else
@@ -826,11 +1003,16 @@ void vm_remove(struct vm *vm)
 	vm_put(vm);
 }
 
-void vm_abandon(struct vm *vm)
+bool vm_abandon(struct vm *vm)
 {
+	bool keep = vm->keep;
+
 	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++)
 		attachment_unref(atomic_exchange(&vm->attachments[i], NULL));
-	vm_put(vm);
+	/* Closing its spaces would give up what the successor needs; the process ends anyway. */
+	if (!keep)
+		vm_put(vm);
+	return keep;
 }
 
 void attachment_leave(struct attachment *att)

@@ -108,7 +108,9 @@ int backends_space(struct vm *vm, unsigned int tier)
 		return -ENOMEM;
 	*sc = (struct space_ctx){vm, tier};
 	params.unit_bytes = 4096;
-	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+	params.ram_bytes = vm->space_ram_bytes[tier]; /* what it was opened with, if it was */
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks) && !vm->space_ram_bytes[tier];
+	     i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
 
 		params.ram_bytes += b ? b->bytes : 0;
@@ -125,6 +127,7 @@ int backends_space(struct vm *vm, unsigned int tier)
 		return r;
 	}
 	vm->space_ctx[tier] = sc;
+	vm->space_ram_bytes[tier] = params.ram_bytes;
 	atomic_store(&vm->spaces[tier], space);
 	return 0;
 }
@@ -137,6 +140,7 @@ static void close_space(struct vm *vm, unsigned int tier)
 	backend_space_close(atomic_exchange(&vm->spaces[tier], NULL));
 	free(vm->space_ctx[tier]);
 	vm->space_ctx[tier] = NULL;
+	vm->space_ram_bytes[tier] = 0;
 	len = (size_t)snprintf(prefix, sizeof(prefix), "space:%s:", vm->eng->slots[tier].name);
 	for (unsigned int i = vm->n_stores; i-- > 0;)
 		if (strncmp(vm->stores[i].name, prefix, len) == 0)

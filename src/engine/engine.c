@@ -254,6 +254,8 @@ fail:
 
 void engine_free(struct engine *eng)
 {
+	bool kept = false;
+
 	if (!eng)
 		return;
 	/* A VM whose process just exited is taken apart behind a barrier, and there are none once
@@ -270,10 +272,12 @@ void engine_free(struct engine *eng)
 		struct vm *vm = eng->vms;
 
 		eng->vms = vm->next;
-		vm_abandon(vm);
+		kept |= vm_abandon(vm);
 	}
-	policies_free(eng);
-	backends_free(eng);
+	if (!kept) {
+		policies_free(eng);
+		backends_free(eng);
+	}
 	if (eng->evict_fd >= 0)
 		close(eng->evict_fd);
 	if (eng->zeroes && eng->zeroes != MAP_FAILED)

@@ -43,6 +43,8 @@ struct policy_slot {
 	struct policy_slot *next;
 };
 
+struct record_block;
+struct record_mapping;
 struct evictor;
 struct fault_worker;
 struct keeper;
@@ -231,6 +233,8 @@ int keeper_new(struct engine *eng, struct keeper **out);
 /* No VM ends on its own any more. While the other threads still run: it waits for them. */
 void keeper_end_reaper(struct keeper *k);
 void keeper_free(struct keeper *k);
+/* The next round is to come at once: a VM has something to hand over. */
+void keeper_hurry(struct keeper *k);
 int keeper_watch_exit(struct keeper *k, struct attachment *att);
 void keeper_unwatch_exit(struct keeper *k, struct attachment *att);
 /* Looks for foreign mappings of the VM's RAM now and suspends or resumes eviction. */
@@ -243,6 +247,15 @@ uint64_t block_pinned_bytes(struct block *b);
 /* ---- attachment.c ---- */
 /* One more RAM block of the primary: checked, registered, published. Under vm.lock. */
 int attachment_add_block(struct attachment *att, const struct attach_region *reg, struct error *e);
+/* The same for a block that a record tells of: with its table, registered again, not repaired. */
+int attachment_adopt_block(struct attachment *att, const struct attach_region *reg,
+			   const struct record_block *rb, struct block **out, struct error *e);
+/* A mapping that a record tells of: registered again. Under vm.lock. */
+int attachment_adopt_mapping(struct attachment *att, const struct record_mapping *rm,
+			     struct error *e);
+/* A new RAM block, or one more mapping of one that is there. No eviction is under way. Under
+ * vm.lock. */
+int attachment_add_any(struct attachment *att, const struct attach_region *reg, struct error *e);
 /* A region that comes later: a new RAM block, or one more mapping of one that is there. */
 int attachment_add_region(struct attachment *att, const struct attach_region *reg, struct error *e);
 /*
@@ -261,8 +274,16 @@ void block_retire(struct loader *ld, struct block *b);
  * left as it is: registered if it was.
  */
 void vm_remove(struct vm *vm);
-/* The engine ends with the VM attached: drops its references, leaves the RAM as it is. */
-void vm_abandon(struct vm *vm);
+/*
+ * The engine ends with the VM attached: drops its references, leaves the RAM as it is. True when
+ * its client keeps its state: then backends must not be closed.
+ */
+bool vm_abandon(struct vm *vm);
+
+/* ---- keep.c ---- */
+/* Offers what the client does not hold yet; nothing is evicted while there is any. May block 1 s.
+ */
+void keep_round(struct vm *vm);
 
 /* ---- longops.c ---- */
 /*

@@ -35,6 +35,7 @@ struct keeper {
 	int epoll_fd; /* the reaper's */
 	int stop_fd;
 	uint64_t ticks;
+	_Atomic bool hurry; /* do not wait for the next round's time */
 };
 
 static void *reaper_main(void *arg)
@@ -181,6 +182,7 @@ static void rounds(struct keeper *k, struct vm *vm)
 
 	if (atomic_load(&vm->dead))
 		return;
+	keep_round(vm);
 	maintain(vm);
 	if ((uint64_t)atomic_load(&vm->resident) > reclaim_target(vm))
 		engine_kick(vm);
@@ -194,6 +196,12 @@ static void rounds(struct keeper *k, struct vm *vm)
 		tracker_window(vm);
 	if (k->ticks % FOREIGN_TICKS == 0)
 		keeper_check_foreign(vm);
+}
+
+void keeper_hurry(struct keeper *k)
+{
+	atomic_store(&k->hurry, true);
+	engine_thread_wake(&k->t);
 }
 
 static void *keeper_main(void *arg)
@@ -214,7 +222,8 @@ static void *keeper_main(void *arg)
 		}
 		k->ticks++;
 		/* A barrier wakes us early; the next round is still due at its time. */
-		while (clock_ns() - start < TICK_MS * NS_PER_MS && !atomic_load(&k->eng->stop)) {
+		while (clock_ns() - start < TICK_MS * NS_PER_MS && !atomic_load(&k->eng->stop) &&
+		       !atomic_exchange(&k->hurry, false)) {
 			poll(&pfd, 1, TICK_MS);
 			engine_thread_pass(&k->t);
 		}

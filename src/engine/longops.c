@@ -11,6 +11,7 @@
 
 #define RETRY_US	    500
 #define PROGRESS_MS	    10
+#define PASSING_NS	    (3 * NS_PER_S)
 #define RESTORE_PATIENCE_NS (30 * NS_PER_S) /* without a single unit brought back */
 
 /*
@@ -256,6 +257,13 @@ int engine_vm_reclaim(struct engine *eng, const char *name, uint64_t bytes, stru
 	*reclaimed = 0;
 	if (!vm)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no VM %s", name);
+	/* What a VM that has just attached waits for is there in a moment. */
+	start = clock_ns();
+	while ((atomic_load(&vm->suspended) & SUSPEND_PASSING) && !atomic_load(&p->cancel) &&
+	       !atomic_load(&vm->dead) && clock_ns() - start < PASSING_NS) {
+		keeper_hurry(eng->keeper);
+		usleep(PROGRESS_MS * 1000);
+	}
 	if (atomic_load(&vm->suspended)) {
 		vm_suspended_text(atomic_load(&vm->suspended), why, sizeof(why));
 		vm_put(vm);

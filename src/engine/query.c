@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/internal.h"
+#include "engine/vm_record.h"
 #include "sys/procinfo.h"
 
 static uint64_t bytes_of(const _Atomic int64_t *value)
@@ -185,6 +186,14 @@ static int set_tiers(struct vm *vm, const struct vm_settings *s, const unsigned 
 {
 	int r = 0;
 
+	/*
+	 * A new space is in no other hands at first: nothing may be stored in it meanwhile, also
+	 * not by an eviction that is under way.
+	 */
+	if (vm->keep) {
+		vm_suspend(vm, SUSPEND_KEEPING, true);
+		engine_barrier(vm->eng);
+	}
 	pthread_mutex_lock(&vm->lock);
 	for (unsigned int i = 0; i < s->n_tiers && !r; i++) {
 		r = backends_space(vm, slots[i]);
@@ -195,6 +204,8 @@ static int set_tiers(struct vm *vm, const struct vm_settings *s, const unsigned 
 	if (!r) {
 		memcpy(vm->tiers, slots, s->n_tiers * sizeof(*slots));
 		vm->n_tiers = s->n_tiers;
+		if (vm->keep)
+			vm_record_write(vm);
 	}
 	pthread_mutex_unlock(&vm->lock);
 	return r;

@@ -3,11 +3,13 @@
 #include "engine/vm.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "engine/internal.h"
@@ -175,11 +177,49 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 	return 0;
 }
 
+int vm_store_adopt(struct vm *vm, const char *name, int fd)
+{
+	struct store_memory s = {.fd = -1, .kept = true};
+	char path[64];
+	struct stat st;
+	int seals;
+
+	if (vm->n_stores == VM_STORES_MAX || strlen(name) >= sizeof(s.name))
+		return -ENOSPC;
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		if (strcmp(vm->stores[i].name, name) == 0)
+			return -EEXIST;
+	/* Only what a daemon of this user made: its own memfd, which nobody else could write to. */
+	seals = fcntl(fd, F_GET_SEALS);
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+	    (st.st_mode & 0777) != 0600 || st.st_size <= 0 || seals < 0 ||
+	    (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW))
+		return -EPERM;
+	strcpy(s.name, name);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	s.fd = open(path, O_RDWR | O_CLOEXEC);
+	if (s.fd < 0)
+		return -errno;
+	s.bytes = (uint64_t)st.st_size;
+	s.addr = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, s.fd, 0);
+	if (s.addr == MAP_FAILED) {
+		int r = -errno;
+
+		close(s.fd);
+		return r;
+	}
+	madvise(s.addr, s.bytes, MADV_DONTDUMP);
+	vm->stores[vm->n_stores++] = s;
+	return 0;
+}
+
 void vm_store_close(struct vm *vm, const char *name)
 {
 	for (unsigned int i = 0; i < vm->n_stores; i++) {
 		if (strcmp(vm->stores[i].name, name) != 0)
 			continue;
+		if (vm->stores[i].kept && vm->n_unkeep < VM_STORES_MAX)
+			strcpy(vm->unkeep[vm->n_unkeep++], vm->stores[i].name);
 		store_drop(&vm->stores[i]);
 		vm->stores[i] = vm->stores[--vm->n_stores];
 		memset(&vm->stores[vm->n_stores], 0, sizeof(vm->stores[0]));
@@ -197,6 +237,7 @@ void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
 		{SUSPEND_FOREIGN, "a process that is not attached maps this RAM"},
 		{SUSPEND_LOCKED, "the VMM has locked or pinned memory and there is no folio probe"},
 		{SUSPEND_SHARED, "the RAM is being handed to another process"},
+		{SUSPEND_KEEPING, "the VMM does not hold the VM's state yet"},
 		{SUSPEND_TWICE, "transparent huge pages that two processes map cannot be taken"},
 		{SUSPEND_COLLAPSE, "this kernel fills holes when it collapses huge pages"},
 	};

@@ -35,7 +35,7 @@
 #define BLOCK_PINS_MAX	   256
 #define HUGE_RESERVE_MAX   16
 #define VM_PEERS_MAX	   32
-#define VM_STORES_MAX	   16 /* surviving memory pieces: page tables and backend spaces */
+#define VM_STORES_MAX	   (VM_REGIONS_MAX + 17) /* page tables, backend spaces, the record */
 
 enum vm_counter {
 #define COUNTER(name, json, help) COUNTER_##name,
@@ -52,8 +52,9 @@ enum block_kind {
 
 /* A piece of memory that outlives the daemon: a memfd and our mapping of it. */
 struct store_memory {
-	char name[64];
+	char name[STORE_NAME_MAX];
 	int fd;
+	bool kept; /* the client holds a descriptor of it */
 	void *addr;
 	uint64_t bytes;
 };
@@ -173,7 +174,8 @@ struct vm {
 	unsigned int tiers[ENGINE_BACKENDS_MAX]; /* backend slots, in order; under lock */
 	unsigned int n_tiers;
 	_Atomic(struct backend_space *) spaces[PE_TIERS];
-	void *space_ctx[PE_TIERS]; /* what the backend knows the space by; ours */
+	uint64_t space_ram_bytes[PE_TIERS]; /* what each was opened with */
+	void *space_ctx[PE_TIERS];	    /* what the backend knows the space by; ours */
 
 	/* Accounting, bytes. */
 	_Atomic int64_t resident, evicted, zero, lost, copies;
@@ -212,7 +214,10 @@ struct vm {
 
 	struct store_memory stores[VM_STORES_MAX];
 	unsigned int n_stores;
+	char unkeep[VM_STORES_MAX][STORE_NAME_MAX]; /* gone, but the client still holds them */
+	unsigned int n_unkeep;
 	unsigned int tables_made;
+	bool keep; /* the client holds the stores: they must be in its hands before they matter */
 };
 
 /* Bits of vm.suspended. */
@@ -221,10 +226,14 @@ enum suspend_reason {
 	SUSPEND_FOREIGN = 1 << 1,  /* RAM is mapped by a process that is not attached */
 	SUSPEND_LOCKED = 1 << 2,   /* the VMM has locked or pinned memory and there is no probe */
 	SUSPEND_SHARED = 1 << 3,   /* RAM is being handed to another process */
+	SUSPEND_KEEPING = 1 << 7,  /* the client has not confirmed that it holds the VM's state */
 	SUSPEND_TWICE = 1 << 5,	   /* transparent huge pages that two processes map */
 	SUSPEND_NEW = 1 << 6,	   /* nobody has looked for foreign mappings yet */
 	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
 };
+
+/* Reasons that go away by themselves in a moment. */
+#define SUSPEND_PASSING (SUSPEND_KEEPING | SUSPEND_NEW)
 
 static inline void vm_count(struct vm *vm, enum vm_counter c)
 {
@@ -275,6 +284,11 @@ void vm_put(struct vm *vm);
 /* Finds or makes surviving memory of the VM. 0 and *out, or -errno. Under vm.lock. */
 int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_memory **out,
 		  bool *found);
+/*
+ * Takes over a piece that a client kept (fd borrowed): only a memfd that a daemon of this user
+ * made. -EPERM when it is not. What is in it is checked by whoever uses it. Under vm.lock.
+ */
+int vm_store_adopt(struct vm *vm, const char *name, int fd);
 void vm_store_close(struct vm *vm, const char *name);
 
 /* Why eviction is suspended, as a sentence; "" when it is not. */

@@ -141,6 +141,12 @@ bool page_table_leave(struct page_table *pt, uint64_t unit, uint64_t to)
 	return was & PE_WANTED;
 }
 
+void page_table_repair(struct page_table *pt, uint64_t unit, uint64_t to)
+{
+	need_leaf(pt, unit / PAGE_TABLE_RUN);
+	atomic_store(&pt->leaves[unit], to);
+}
+
 void page_table_set_run(struct page_table *pt, uint64_t first, uint64_t count, enum page_state s)
 {
 	uint64_t entry = page_entry_bare(s);

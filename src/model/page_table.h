@@ -59,6 +59,11 @@ bool page_table_cas(struct page_table *pt, uint64_t unit, uint64_t *expected, ui
  */
 bool page_table_leave(struct page_table *pt, uint64_t unit, uint64_t to);
 /*
+ * Sets an entry whatever it was, by whoever takes a table over before anyone else knows of it: no
+ * edge is checked, because the owner of the old state is dead.
+ */
+void page_table_repair(struct page_table *pt, uint64_t unit, uint64_t to);
+/*
  * Gives units [first, first + count) the state `s`, RESIDENT or NONE, before anyone else knows of
  * the table. Whole runs stay in the directory.
  */

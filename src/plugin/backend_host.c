@@ -441,6 +441,12 @@ void backend_free(struct backend_channel *c, struct backend_space *s, const uint
 		c->b->desc.free(c->channel, s->space, handles, n);
 }
 
+int64_t backend_retain(struct backend_channel *c, struct backend_space *s, const uint64_t *handles,
+		       uint64_t n)
+{
+	return c->b->desc.retain ? c->b->desc.retain(c->channel, s->space, handles, n) : -ENOTSUP;
+}
+
 /* ---- looking after it ---- */
 
 void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage *out)

@@ -62,6 +62,10 @@ void backend_free(struct backend_channel *c, struct backend_space *s, const uint
 void backend_io_prepare(struct ebb_io *io, uint32_t op, uint32_t flags, struct backend_space *s,
 			uint64_t handle, void *buf, uint32_t len, uint64_t user);
 
+/* See ebb_backend.retain: handles ascending. How many were freed, -ENOTSUP, -errno. */
+int64_t backend_retain(struct backend_channel *c, struct backend_space *s, const uint64_t *handles,
+		       uint64_t n);
+
 void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage *out);
 int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n);
 /* One slice of idle-time work; true when there is more to do. */

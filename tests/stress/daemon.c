@@ -17,8 +17,6 @@
 
 #include "base/fd.h"
 
-#define ARGS_MAX 32
-
 static void read_line(struct daemon *d)
 {
 	size_t n = 0;
@@ -35,47 +33,60 @@ static void read_line(struct daemon *d)
 	d->answer[n] = 0;
 }
 
-void daemon_start(struct daemon *d, const char *const *args)
+static void launch(struct daemon *d)
 {
-	const char *build = getenv("EBB_BUILD");
-	const char *argv[ARGS_MAX] = {NULL};
-	char binary[512];
-	int n = 0;
-
-	if (!build)
-		errx(1, "EBB_BUILD names no build folder");
-	snprintf(binary, sizeof(binary), "%s/ebbd", build);
-	strcpy(d->dir, "/tmp/ebb-stress.XXXXXX");
-	if (!mkdtemp(d->dir))
-		err(1, "mkdtemp");
-	snprintf(d->attach, sizeof(d->attach), "%s/attach.sock", d->dir);
-	snprintf(d->control, sizeof(d->control), "%s/control.sock", d->dir);
-	argv[n++] = binary;
-	argv[n++] = "--runtime-dir";
-	argv[n++] = d->dir;
-	for (; args && *args && n < ARGS_MAX - 1; args++)
-		argv[n++] = *args;
 	d->pid = fork();
 	if (d->pid < 0)
 		err(1, "fork");
 	if (d->pid == 0) {
 		/* A test that is killed leaves no daemon behind. */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execv(binary, (char *const *)argv);
-		err(127, "%s", binary);
+		execv(d->binary, (char *const *)d->argv);
+		err(127, "%s", d->binary);
 	}
-	for (int i = 0; i < 600; i++) {
+	for (int i = 0; i < 6000; i++) {
 		d->fd = fd_connect_unix(d->control);
 		if (d->fd >= 0)
 			break;
 		if (waitpid(d->pid, NULL, WNOHANG) == d->pid)
 			errx(1, "the daemon did not start");
-		usleep(50000);
+		usleep(5000);
 	}
 	if (d->fd < 0)
 		errx(1, "the daemon does not listen");
 	read_line(d); /* the greeting */
 	daemon_ask(d, "{\"execute\":\"qmp_capabilities\"}");
+}
+
+void daemon_start(struct daemon *d, const char *const *args)
+{
+	const char *build = getenv("EBB_BUILD");
+	int n = 0;
+
+	if (!build)
+		errx(1, "EBB_BUILD names no build folder");
+	strcpy(d->dir, "/tmp/ebb-stress.XXXXXX");
+	if (!mkdtemp(d->dir))
+		err(1, "mkdtemp");
+	snprintf(d->attach, sizeof(d->attach), "%s/attach.sock", d->dir);
+	snprintf(d->control, sizeof(d->control), "%s/control.sock", d->dir);
+	snprintf(d->binary, sizeof(d->binary), "%s/ebbd", build);
+	d->argv[n++] = d->binary;
+	d->argv[n++] = "--runtime-dir";
+	d->argv[n++] = d->dir;
+	for (; args && *args && n < DAEMON_ARGS_MAX - 1; args++)
+		d->argv[n++] = *args;
+	d->argv[n] = NULL;
+	launch(d);
+}
+
+void daemon_replace(struct daemon *d)
+{
+	kill(d->pid, SIGKILL);
+	if (waitpid(d->pid, NULL, 0) != d->pid)
+		err(1, "waitpid");
+	close(d->fd);
+	launch(d);
 }
 
 const char *daemon_ask(struct daemon *d, const char *fmt, ...)

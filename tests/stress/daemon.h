@@ -6,7 +6,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#define DAEMON_ARGS_MAX 32
+
 struct daemon {
+	char binary[512];
+	const char *argv[DAEMON_ARGS_MAX];
 	char dir[64]; /* its runtime folder, removed by daemon_stop() */
 	char attach[128], control[128];
 	pid_t pid;
@@ -17,6 +21,8 @@ struct daemon {
 /* Starts EBB_BUILD/ebbd (args: more arguments, NULL-terminated, or NULL). Exits the test on
  * failure. */
 void daemon_start(struct daemon *d, const char *const *args);
+/* Kills it (SIGKILL) and starts another on the same folder. */
+void daemon_replace(struct daemon *d);
 /* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */
 const char *daemon_ask(struct daemon *d, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

@@ -182,23 +182,23 @@ static void give_range(struct area *a, size_t first, size_t n)
 		give(a, i);
 }
 
-struct operator
-{
+struct player {
 	struct daemon *d;
 	struct native *vmm;
-	uint64_t seed, ram_bytes;
+	uint64_t seed, ram_bytes, evictions;
 	enum native_kind kind;
 	bool plugged;
-	unsigned int did[8];
+	unsigned int did[8], kills;
+	bool kill;
 };
 
-static void expect_return(struct operator* o, const char *what)
+static void expect_return(struct player *o, const char *what)
 {
 	if (!strstr(o->d->answer, "\"return\""))
 		errx(1, "%s: %.300s", what, o->d->answer);
 }
 
-static void do_limit(struct operator* o)
+static void do_limit(struct player *o)
 {
 	uint64_t limit = o->ram_bytes / 8 * (1 + rng(&o->seed) % 8);
 
@@ -210,7 +210,7 @@ static void do_limit(struct operator* o)
 	expect_return(o, "vm-set");
 }
 
-static void do_reclaim(struct operator* o)
+static void do_reclaim(struct player *o)
 {
 	daemon_ask(o->d,
 		   "{\"execute\":\"vm-reclaim\",\"arguments\":{\"vm\":\"stress\",\"bytes\":%llu}}",
@@ -218,13 +218,13 @@ static void do_reclaim(struct operator* o)
 	expect_return(o, "vm-reclaim");
 }
 
-static void do_prefetch(struct operator* o)
+static void do_prefetch(struct player *o)
 {
 	daemon_ask(o->d, "{\"execute\":\"vm-prefetch\",\"arguments\":{\"vm\":\"stress\"}}");
 	expect_return(o, "vm-prefetch");
 }
 
-static void do_policy(struct operator* o)
+static void do_policy(struct player *o)
 {
 	static const char *const policies[] = {"clock", "null", "example", "clock"};
 
@@ -235,7 +235,7 @@ static void do_policy(struct operator* o)
 	expect_return(o, "policy-set");
 }
 
-static void do_discard(struct operator* o)
+static void do_discard(struct player *o)
 {
 	struct area *a = &areas[0];
 	size_t step = a->ram.page_bytes / PAGE, n = step * (1 + rng(&o->seed) % 4);
@@ -251,7 +251,7 @@ static void do_discard(struct operator* o)
 }
 
 /* What a balloon does without telling anybody: the VMM punches its own file. */
-static void do_punch(struct operator* o)
+static void do_punch(struct player *o)
 {
 	struct area *a = &areas[1];
 	size_t step = a->ram.page_bytes / PAGE, n = step * (1 + rng(&o->seed) % 4);
@@ -272,7 +272,7 @@ static void do_punch(struct operator* o)
 	give_range(a, first, n);
 }
 
-static void do_plug(struct operator* o)
+static void do_plug(struct player *o)
 {
 	struct area *a = &areas[2];
 
@@ -298,7 +298,7 @@ static void do_plug(struct operator* o)
 	o->plugged = !o->plugged;
 }
 
-static void do_pin(struct operator* o)
+static void do_pin(struct player *o)
 {
 	struct area *a = &areas[0];
 	size_t step = a->ram.page_bytes / PAGE, n = step * 2;
@@ -311,11 +311,35 @@ static void do_pin(struct operator* o)
 		errx(1, "unpin: %s", native_error(o->vmm));
 }
 
-static void operate(struct operator* o, double seconds)
+/*
+ * The daemon dies at any instant, in the middle of whatever it is doing for the VM, and another
+ * takes over. Nobody is in a call to it: those would only tell that it is gone.
+ */
+static void do_kill(struct player *o)
 {
-	static void (*const deeds[])(struct operator*) = {do_limit,  do_reclaim, do_prefetch,
-							  do_policy, do_discard, do_punch,
-							  do_plug,   do_pin};
+	struct native_ram ram[BLOCKS_MAX];
+	unsigned int n = 0;
+
+	ram[n++] = areas[0].ram;
+	ram[n++] = areas[1].ram;
+	if (o->plugged)
+		ram[n++] = areas[2].ram;
+	/* Counters begin anew with the next daemon. */
+	o->evictions += daemon_vm_number(o->d, "stress", "evictions");
+	daemon_replace(o->d);
+	o->kills++;
+	if (native_resume(o->vmm, o->d->attach, "stress", ram, n, NATIVE_SERVE_ZAP | NATIVE_KEEP))
+		errx(1, "the next daemon does not take over: %s", native_error(o->vmm));
+	/* A second mapping it knows of by itself, so this changes nothing. */
+	if (areas[0].twin.addr && rng(&o->seed) % 2 && native_region_add(o->vmm, &areas[0].twin))
+		errx(1, "the second mapping again: %s", native_error(o->vmm));
+}
+
+static void operate(struct player *o, double seconds)
+{
+	static void (*const deeds[])(struct player *) = {do_limit,  do_reclaim, do_prefetch,
+							 do_policy, do_discard, do_punch,
+							 do_plug,   do_pin};
 	uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9);
 
 	while (clock_ns() < end) {
@@ -326,6 +350,8 @@ static void operate(struct operator* o, double seconds)
 			continue;
 		deeds[k](o);
 		o->did[k]++;
+		if (o->kill && rng(&o->seed) % 3 == 0)
+			do_kill(o);
 		usleep((useconds_t)(rng(&o->seed) % 20000));
 	}
 }
@@ -369,11 +395,13 @@ static void use_backend(struct daemon *d, char *options)
 		errx(1, "vm-set: %.300s", d->answer);
 }
 
-static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed, char *backend)
+static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed, char *backend,
+		bool with_kills)
 {
 	struct daemon d;
 	struct native_ram ram[2];
-	struct operator o = {.d = &d, .seed = seed, .ram_bytes = bytes, .kind = kind};
+	struct player o = {
+		.d = &d, .seed = seed, .ram_bytes = bytes, .kind = kind, .kill = with_kills};
 	unsigned int fds;
 	uint64_t checks = 0, writes = 0;
 
@@ -384,7 +412,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	ram[0] = areas[0].ram;
 	ram[1] = areas[1].ram;
 	if (native_open(d.attach, &o.vmm) ||
-	    native_attach(o.vmm, "stress", ram, 2, NATIVE_SERVE_ZAP))
+	    native_attach(o.vmm, "stress", ram, 2,
+			  NATIVE_SERVE_ZAP | (with_kills ? NATIVE_KEEP : 0)))
 		errx(1, "attach: %s", native_error(o.vmm));
 	/* Transparent huge pages that are mapped twice are not evicted: nothing to test then. */
 	if (kind != NATIVE_THP &&
@@ -419,9 +448,10 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	       (unsigned long long)daemon_vm_number(&d, "stress", "limit-excess"),
 	       (unsigned long long)daemon_vm_number(&d, "stress", "pages-lost"));
 	printf("limits %u reclaims %u prefetches %u policies %u discards %u punches %u plugs %u "
-	       "pins %u\n",
-	       o.did[0], o.did[1], o.did[2], o.did[3], o.did[4], o.did[5], o.did[6], o.did[7]);
-	if (!daemon_vm_number(&d, "stress", "evictions"))
+	       "pins %u kills %u\n",
+	       o.did[0], o.did[1], o.did[2], o.did[3], o.did[4], o.did[5], o.did[6], o.did[7],
+	       o.kills);
+	if (!o.evictions && !daemon_vm_number(&d, "stress", "evictions"))
 		errx(1, "nothing was evicted: this tested nothing");
 	if (native_detach(o.vmm))
 		errx(1, "detach: %s", native_error(o.vmm));
@@ -440,12 +470,13 @@ int main(int argc, char **argv)
 {
 	enum native_kind kind = NATIVE_SHMEM;
 	double seconds = 10;
+	bool with_kills = false;
 	size_t mib = 128;
 	uint64_t seed = 1;
 	char *backend = NULL;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "k:s:m:r:b:")) != -1) {
+	while ((opt = getopt(argc, argv, "k:s:m:r:b:K")) != -1) {
 		if (opt == 'k' && strcmp(optarg, "thp") == 0)
 			kind = NATIVE_THP;
 		else if (opt == 'k' && strcmp(optarg, "hugetlb") == 0)
@@ -458,10 +489,12 @@ int main(int argc, char **argv)
 			seed = strtoull(optarg, NULL, 10);
 		else if (opt == 'b')
 			backend = optarg;
+		else if (opt == 'K')
+			with_kills = true;
 		else if (opt != 'k')
 			errx(2,
 			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed] "
-			     "[-b option=value,... of an inject backend]");
+			     "[-b option=value,... of an inject backend] [-K]");
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (seed == 0)
@@ -470,6 +503,6 @@ int main(int argc, char **argv)
 	/* With what is plugged in, and some for the headroom. */
 	if (kind == NATIVE_HUGETLB)
 		kt_set_free_huge_pages((unsigned int)(mib / 2 + mib / 8 + 16));
-	run(kind, mib << 20, seconds, seed, backend);
+	run(kind, mib << 20, seconds, seed, backend, with_kills);
 	return 0;
 }

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* keep.c: giving a VM's state to its client for safe keeping. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "engine/internal.h"
+
+/*
+ * Theory of operation
+ *
+ * A VM's surviving memory (record, page tables, stores) is memfds. The daemon's death would end
+ * them, so the client that asked for it holds a read-only descriptor of each, and gives them to
+ * whoever takes over. Pieces are offered by the keeper's rounds; until all that there are have been
+ * confirmed, nothing is evicted from that VM: what is in no other hands must not be the only copy.
+ */
+
+/* A descriptor of the same memory that cannot be written through. */
+static int read_only(int fd)
+{
+	char path[64];
+	int ro;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	ro = open(path, O_RDONLY | O_CLOEXEC);
+	return ro < 0 ? -errno : ro;
+}
+
+static struct attachment *primary_of(struct vm *vm)
+{
+	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
+		struct attachment *att = atomic_load(&vm->attachments[i]);
+
+		if (att && !att->secondary && !atomic_load(&att->dead))
+			return att;
+	}
+	return NULL;
+}
+
+static int offer(struct attachment *att, const char *name, int fd, uint64_t bytes)
+{
+	int r = -ENOTSUP;
+
+	pthread_mutex_lock(&att->client_lock);
+	if (att->ops && att->ops->keep)
+		r = att->ops->keep(att->client, name, fd, bytes);
+	pthread_mutex_unlock(&att->client_lock);
+	return r;
+}
+
+/* The first piece that is not in the client's hands; its descriptor is the caller's. */
+static bool next_piece(struct vm *vm, char *name, int *fd, uint64_t *bytes)
+{
+	bool any = false;
+
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < vm->n_stores && !any; i++) {
+		if (vm->stores[i].kept)
+			continue;
+		snprintf(name, STORE_NAME_MAX, "%s", vm->stores[i].name);
+		*fd = read_only(vm->stores[i].fd);
+		*bytes = vm->stores[i].bytes;
+		any = true;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	return any;
+}
+
+/* The name of a piece that is gone; off the list. */
+static bool next_gone(struct vm *vm, char *name)
+{
+	bool any;
+
+	pthread_mutex_lock(&vm->lock);
+	any = vm->n_unkeep;
+	if (any)
+		strcpy(name, vm->unkeep[--vm->n_unkeep]);
+	pthread_mutex_unlock(&vm->lock);
+	return any;
+}
+
+static void mark_kept(struct vm *vm, const char *name)
+{
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		if (strcmp(vm->stores[i].name, name) == 0)
+			vm->stores[i].kept = true;
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void keep_round(struct vm *vm)
+{
+	struct attachment *att = primary_of(vm);
+	char name[STORE_NAME_MAX];
+	uint64_t bytes;
+	int fd;
+
+	if (!vm->keep || !att)
+		return;
+	while (next_gone(vm, name))
+		if (offer(att, name, -1, 0))
+			break; /* it holds memory a little longer, no more */
+	while (next_piece(vm, name, &fd, &bytes)) {
+		int r = fd < 0 ? fd : offer(att, name, fd, bytes);
+
+		fd_close(&fd);
+		if (r) {
+			vm_suspend(vm, SUSPEND_KEEPING, true);
+			return; /* not connected, or slow: the next round tries again */
+		}
+		mark_kept(vm, name);
+	}
+	vm_suspend(vm, SUSPEND_KEEPING, false);
+}

@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* takeover.c: going on with a VM whose daemon has died. */
+#include "engine/takeover.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "engine/thp.h"
+#include "engine/vm_record.h"
+#include "sys/memfd.h"
+#include "sys/uffd.h"
+
+/*
+ * Theory of operation
+ *
+ * The client hands back what it kept: the VM's record, its page tables and its stores. Nothing of
+ * it is believed before it is checked. Then:
+ *
+ *   1 register all ranges again (the same modes change nothing; from here on new faults come to us)
+ *   2 repair every entry from its state, as model/page_entry.h says for each; renumber its tier
+ *   3 open the stores and free in them what no entry names
+ *   4 (the caller) watch the userfaultfd and wake all ranges: a fault that the dead daemon had read
+ *     is not delivered again until it is woken
+ *
+ * The work grows with the tables, never with the stored bytes. Nobody else knows of the VM
+ * meanwhile, so entries are set without compare-and-swap.
+ */
+
+/* Handles that entries name, by tier, for the backends to keep. */
+struct handles {
+	uint64_t *list;
+	uint64_t n, room;
+};
+
+struct takeover {
+	struct vm *vm;
+	struct attachment *att;
+	struct vm_record *rec;
+	unsigned int tier[PE_TIERS];	  /* the dead daemon's number -> ours; 0: none */
+	struct handles handles[PE_TIERS]; /* by our numbers */
+	uint64_t repaired, damaged;
+};
+
+static int note_handle(struct handles *h, uint64_t handle)
+{
+	if (h->n == h->room) {
+		uint64_t room = h->room ? 2 * h->room : 4096;
+		uint64_t *list = realloc(h->list, room * sizeof(*list));
+
+		if (!list)
+			return -ENOMEM;
+		h->list = list;
+		h->room = room;
+	}
+	h->list[h->n++] = handle;
+	return 0;
+}
+
+/* How much of a unit is in the page cache, in bytes. */
+static uint64_t cached_bytes(struct block *b, uint64_t unit)
+{
+	uint64_t at = block_file_offset(b, unit), end = at + block_unit_bytes(b), start, stop,
+		 n = 0;
+	struct mapping *m = atomic_load(&b->mappings[0]);
+
+	if (b->kind == BLOCK_HUGETLB) {
+		int64_t r =
+			uffd_continue(m->att->uffd, mapping_addr(m, unit), block_unit_bytes(b), 0);
+
+		return r > 0 || r == -EEXIST ? block_unit_bytes(b) : 0;
+	}
+	while (memfd_next_data(b->memfd, at, end, &start, &stop)) {
+		n += stop - start;
+		at = stop;
+	}
+	return n;
+}
+
+/* An access to a present unit of transparent huge pages must not fault any more. */
+static void lift_thp(struct block *b, uint64_t unit)
+{
+	if (b->kind != BLOCK_THP)
+		return;
+	atomic_fetch_add(&b->splits, 1); /* thp_unprotect() counts down */
+	thp_unprotect(b, unit);
+}
+
+/* What an entry that was being worked on becomes. */
+static uint64_t repair(struct block *b, uint64_t unit, uint64_t e)
+{
+	uint64_t have;
+
+	e &= ~(PE_WANTED | PE_RECENT);
+	switch (page_entry_state(e)) {
+	case PE_PROTECTED:
+	case PE_UNPROTECTING:
+	case PE_STORING:
+		/* A write protection that stays behind is lifted by the fault that meets it. */
+		lift_thp(b, unit);
+		return page_entry_in(e, PE_RESIDENT);
+	case PE_PUNCHING:
+		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
+		return page_entry_in(e, PE_EVICTED);
+	case PE_CLEARING:
+		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
+		return page_entry_bare(PE_NONE);
+	case PE_LOADING:
+		have = cached_bytes(b, unit);
+		if (have == block_unit_bytes(b)) {
+			lift_thp(b, unit);
+			return page_entry_bare(PE_RESIDENT);
+		}
+		if (page_entry_tier(e) || page_entry_handle(e))
+			return page_entry_in(e, PE_EVICTED) | (have ? PE_PARTIAL : 0);
+		return page_entry_bare(have ? PE_RESIDENT : PE_NONE);
+	default:
+		return e;
+	}
+}
+
+/* Gives the entry its tier in our numbering; false when it names one that was not there. */
+static bool renumber(struct takeover *t, uint64_t *e)
+{
+	unsigned int tier = page_entry_tier(*e);
+	bool has_copy = page_entry_state(*e) == PE_EVICTED || (*e & PE_COPY);
+
+	if (!has_copy || tier == PE_TIER_FILL)
+		return true;
+	if (!t->tier[tier])
+		return false;
+	*e = page_entry_with_copy(*e, t->tier[tier], page_entry_handle(*e));
+	return note_handle(&t->handles[t->tier[tier]], page_entry_handle(*e)) == 0;
+}
+
+static void account(struct vm *vm, struct block *b, uint64_t e, uint64_t units)
+{
+	int64_t bytes = (int64_t)(units << b->unit_shift);
+
+	switch (page_entry_state(e)) {
+	case PE_RESIDENT:
+	case PE_PINNED:
+		atomic_fetch_add(&vm->resident, bytes);
+		if (e & PE_COPY) {
+			atomic_fetch_add(&vm->copies, bytes);
+			atomic_fetch_add(&vm->tier_units[page_entry_tier(e)], bytes);
+		}
+		break;
+	case PE_EVICTED:
+		atomic_fetch_add(&vm->evicted, bytes);
+		atomic_fetch_add(&vm->tier_units[page_entry_tier(e)], bytes);
+		if (page_entry_tier(e) == PE_TIER_FILL)
+			atomic_fetch_add(&vm->zero, bytes);
+		if (b->kind == BLOCK_THP)
+			atomic_fetch_add(&b->splits, units);
+		break;
+	case PE_LOST:
+		atomic_fetch_add(&vm->lost, bytes);
+		break;
+	default:
+		break;
+	}
+}
+
+/*
+ * Pins are the client's word, which it does not repeat: each run of PINNED units becomes one pin.
+ * More runs than there can be pins stay PINNED without one, which is safe.
+ */
+static void restore_pin(struct block *b, uint64_t unit)
+{
+	unsigned int n = atomic_load(&b->n_pins);
+
+	if (n && b->pins[n - 1].first + b->pins[n - 1].count == unit) {
+		b->pins[n - 1].count++;
+	} else if (n < BLOCK_PINS_MAX) {
+		b->pins[n] = (struct pin){unit, 1, 1};
+		atomic_store(&b->n_pins, n + 1);
+	}
+}
+
+static int repair_block(struct takeover *t, struct block *b)
+{
+	for (uint64_t u = 0; u < b->units; u++) {
+		uint64_t was, e;
+
+		if (u % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, u, &e) &&
+		    b->units - u >= PAGE_TABLE_RUN &&
+		    (e == page_entry_bare(PE_NONE) || e == page_entry_bare(PE_RESIDENT))) {
+			account(t->vm, b, e, PAGE_TABLE_RUN);
+			u += PAGE_TABLE_RUN - 1;
+			continue;
+		}
+		was = page_table_get(&b->table, u);
+		e = repair(b, u, was);
+		if (page_entry_state(was) >= PE_STATES || !renumber(t, &e)) {
+			/* Not to be believed: that unit alone is given up, never guessed. */
+			if (page_entry_state(e) != PE_LOST)
+				t->damaged++;
+			e = page_entry_bare(PE_LOST);
+			unit_poison(b, u);
+		}
+		if (e != was) {
+			t->repaired++;
+			page_table_repair(&b->table, u, e);
+		}
+		if (page_entry_state(e) == PE_PINNED)
+			restore_pin(b, u);
+		account(t->vm, b, e, 1);
+	}
+	return 0;
+}
+
+static int compare_handles(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Opens the spaces on what was found, and frees in them what no entry names. */
+static int open_spaces(struct takeover *t, struct error *e)
+{
+	struct engine *eng = t->vm->eng;
+	struct loader *ld = malloc(sizeof(*ld));
+	int r = ld ? loader_open_brief(eng, ld) : -ENOMEM;
+
+	if (r) {
+		free(ld);
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	}
+	for (unsigned int old = 1; old < PE_TIERS && !r; old++) {
+		unsigned int tier = t->tier[old];
+		struct handles *h = &t->handles[tier];
+		int64_t freed;
+
+		if (!tier)
+			continue;
+		t->vm->space_ram_bytes[tier] = t->rec->tiers[old].space_ram_bytes;
+		r = backends_space(t->vm, tier);
+		if (r) {
+			error_set(e, -r, ERROR_GENERIC,
+				  "backend %s cannot take over what it had stored: %s",
+				  eng->slots[tier].name, error_text(r));
+			break;
+		}
+		qsort(h->list, h->n, sizeof(*h->list), compare_handles);
+		freed = loader_channel(ld, tier)
+				? backend_retain(loader_channel(ld, tier),
+						 atomic_load(&t->vm->spaces[tier]), h->list, h->n)
+				: -ENOTCONN;
+		if (freed > 0)
+			log_info("VM %s: %lld stored units that nobody named were freed in %s",
+				 t->vm->name, (long long)freed, eng->slots[tier].name);
+	}
+	loader_close(ld);
+	free(ld);
+	return r;
+}
+
+/* The backends that hold this VM's pages must be there under their names. */
+static int map_tiers(struct takeover *t, struct error *e)
+{
+	struct engine *eng = t->vm->eng;
+	int r = 0;
+
+	pthread_mutex_lock(&eng->lock);
+	for (unsigned int old = 1; old < PE_TIERS && !r; old++) {
+		const char *name = t->rec->tiers[old].backend;
+
+		if (!name[0])
+			continue;
+		t->tier[old] = memchr(name, 0, PLUGIN_NAME_MAX) ? backends_find(eng, name) : 0;
+		if (!t->tier[old])
+			r = error_set(e, ENOENT, ERROR_NOT_FOUND,
+				      "backend %.31s holds pages of this VM and is not there",
+				      name);
+	}
+	pthread_mutex_unlock(&eng->lock);
+	for (unsigned int i = 0; i < t->rec->n_order && !r; i++) {
+		unsigned int old = t->rec->order[i];
+
+		if (old && old < PE_TIERS && t->tier[old])
+			t->vm->tiers[t->vm->n_tiers++] = t->tier[old];
+	}
+	return r;
+}
+
+static const struct record_block *find_record(const struct vm_record *rec, const char *id)
+{
+	for (unsigned int i = 0; i < rec->n_blocks; i++)
+		if (strncmp(rec->blocks[i].id, id, REGION_ID_MAX) == 0)
+			return &rec->blocks[i];
+	return NULL;
+}
+
+static bool has_store(const struct vm *vm, const char *name)
+{
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		if (strncmp(vm->stores[i].name, name, STORE_NAME_MAX) == 0)
+			return true;
+	return false;
+}
+
+static int take_region(struct takeover *t, const struct attach_region *reg, struct error *e)
+{
+	const struct record_block *rb = find_record(t->rec, reg->id);
+	struct block *b;
+	int r;
+
+	/*
+	 * A second mapping, or RAM that was being plugged when the daemon died: a block is evicted
+	 * from only while the client holds its table, so without one all of it is there.
+	 */
+	if (!rb || !has_store(t->vm, rb->table))
+		return attachment_add_any(t->att, reg, e);
+	r = attachment_adopt_block(t->att, reg, rb, &b, e);
+	return r ? r : repair_block(t, b);
+}
+
+static int run(struct takeover *t, const struct attach_request *req, struct error *e)
+{
+	struct vm *vm = t->vm;
+	struct store_memory *record = NULL;
+	int r = 0;
+
+	for (unsigned int i = 0; i < req->n_kept && !r; i++) {
+		r = vm_store_adopt(vm, req->kept[i].name, req->kept[i].fd);
+		if (r)
+			error_set(e, -r, ERROR_ARGUMENT,
+				  "kept piece %s is not what a daemon made: %s", req->kept[i].name,
+				  error_text(r));
+	}
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		if (strcmp(vm->stores[i].name, VM_RECORD_STORE) == 0)
+			record = &vm->stores[i];
+	if (!r && (!record || vm_record_read(record->addr, record->bytes, t->rec)))
+		r = error_set(e, EUCLEAN, ERROR_ARGUMENT, "the VM's record is missing or damaged");
+	if (r)
+		return r;
+	vm->tables_made = t->rec->tables_made;
+	atomic_store(&vm->units, t->rec->units);
+	r = map_tiers(t, e);
+	for (unsigned int i = 0; i < req->n_regions && !r; i++)
+		r = take_region(t, &req->regions[i], e);
+	for (unsigned int i = 0; i < t->rec->n_mappings && !r; i++)
+		r = attachment_adopt_mapping(t->att, &t->rec->mappings[i], e);
+	return r ? r : open_spaces(t, e);
+}
+
+bool takeover_possible(const struct attach_request *req)
+{
+	for (unsigned int i = 0; i < req->n_kept; i++)
+		if (strcmp(req->kept[i].name, VM_RECORD_STORE) == 0)
+			return true;
+	return false;
+}
+
+int takeover_vm(struct vm *vm, struct attachment *att, const struct attach_request *req,
+		struct error *e)
+{
+	uint64_t start = clock_ns();
+	struct takeover *t = calloc(1, sizeof(*t));
+	int r;
+
+	if (!t)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	t->vm = vm;
+	t->att = att;
+	t->rec = calloc(1, sizeof(*t->rec));
+	pthread_mutex_lock(&vm->lock);
+	r = t->rec ? run(t, req, e) : error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	if (!r)
+		r = vm_record_write(vm);
+	pthread_mutex_unlock(&vm->lock);
+	if (!r)
+		log_info("VM %s taken over in %llu us: %llu entries repaired, %llu given up",
+			 vm->name, (unsigned long long)((clock_ns() - start) / NS_PER_US),
+			 (unsigned long long)t->repaired, (unsigned long long)t->damaged);
+	if (!r && t->damaged) {
+		vm_add(vm, COUNTER_pages_lost, t->damaged);
+		engine_emit(vm->eng, EVENT_PAGE_LOST, vm->name, "", 0,
+			    "%llu units whose entries could not be believed",
+			    (unsigned long long)t->damaged);
+	}
+	for (unsigned int i = 0; i < PE_TIERS; i++)
+		free(t->handles[i].list);
+	free(t->rec);
+	free(t);
+	return r;
+}
