@@ -87,6 +87,13 @@ struct zap {
 	} ranges[CLIENT_ZAP_MAX];
 };
 
+/* A piece of the daemon's state of this VM, for the next daemon (resume.c). */
+#define CLIENT_KEPT_MAX 64
+struct kept {
+	char name[CLIENT_NAME_MAX];
+	int fd;
+};
+
 struct client {
 	/* Settings: written before the helper starts. */
 	char socket_path[CLIENT_PATH_MAX];
@@ -100,6 +107,8 @@ struct client {
 	bool one_by_one;       /* an attach with all regions was refused: offer one */
 	unsigned int next_one; /* where to look for that one */
 	pid_t released_by;     /* the daemon process that let us go; not asked again */
+	pid_t lost_by;	       /* the one whose connection broke: it may still have our RAM */
+	uint64_t told_ns;      /* when it was said that nobody takes over */
 	bool ever_attached;
 	char last_error[320]; /* told once */
 
@@ -126,6 +135,9 @@ struct client {
 	struct region regions[CLIENT_REGIONS_MAX];
 	struct op ops[CLIENT_OPS_MAX];
 	struct zap zap;
+	struct kept kept[CLIENT_KEPT_MAX]; /* changed by the helper only */
+	unsigned int n_kept;
+	bool taking_over; /* an attach with all of the above is under way */
 	uint64_t next_seq;
 	uint64_t next_serial;
 	bool fork_locked; /* a fork() in progress holds the lock */
@@ -245,11 +257,11 @@ static inline bool helper_is_self(struct client *c)
 
 /*
  * Puts the attach message into buf (no newline) and its descriptors into fds, for the regions
- * marked in `chosen`; *n_fds counts the uffd as well, which goes first. Returns the length or
- * -EMSGSIZE. With the lock held.
+ * marked in `chosen`; *n_fds counts the uffd as well, which goes first. resume: with what is kept,
+ * whose descriptors go last. Returns the length or -EMSGSIZE. With the lock held.
  */
-int message_attach(const struct client *c, const bool *chosen, int uffd, char *buf, size_t bytes,
-		   int *fds, int *n_fds);
+int message_attach(const struct client *c, const bool *chosen, int uffd, bool resume, char *buf,
+		   size_t bytes, int *fds, int *n_fds);
 /* The same for one op; fds has room for one. */
 int message_op(const struct client *c, const struct op *op, char *buf, size_t bytes, int *fds,
 	       int *n_fds);

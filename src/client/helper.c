@@ -21,7 +21,8 @@
  * When the connection ends, the ranges may still be registered: pages may be evicted, and only
  * our duplicate of the userfaultfd keeps the vCPUs that need them waiting instead of reading
  * zeroes. So it is kept (LINK_ORPHANED) until the kernel says that nothing is registered with it
- * any more, which is so when the daemon let the VM go. Whoever let go is not asked again.
+ * any more, which is so when the daemon let the VM go, or a daemon takes over (resume.c). Whoever
+ * let go is not asked again, and neither is who may still have the RAM.
  */
 
 #define STACK_BYTES (256 << 10)
@@ -60,9 +61,12 @@ static uint64_t step(struct client *c)
 	case LINK_NONE:
 		return offer_attach(c);
 	case LINK_ORPHANED:
-		if (clock_ns() >= c->retry_ns)
-			link_check_orphan(c);
-		return c->retry_ns;
+		if (clock_ns() < c->retry_ns)
+			return c->retry_ns;
+		link_check_orphan(c);
+		if (c->link == LINK_ORPHANED)
+			resume_attach(c);
+		return c->link == LINK_ORPHANED ? c->retry_ns : clock_ns();
 	case LINK_ATTACHED:
 		/* Requests may have come right behind the attach's answer. */
 		serve_lines(c);

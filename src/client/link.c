@@ -12,9 +12,8 @@
 #include "base/fd.h"
 #include "client/real.h"
 
-#define ATTACH_WAIT_MS	60000
-#define SEND_WAIT_S	5
-#define ORPHAN_CHECK_NS (2 * NS_PER_S)
+#define ATTACH_WAIT_MS 60000
+#define SEND_WAIT_S    5
 
 struct link_io link_io;
 
@@ -30,7 +29,7 @@ void link_close(struct client *c)
 	client_drop_fd(c, c->sock);
 	c->sock = -1;
 	pthread_mutex_unlock(&c->lock);
-	link_io.have = 0;
+	link_done(link_io.have);
 }
 
 void link_back_off(struct client *c, uint64_t last_ns)
@@ -93,8 +92,28 @@ void link_read_answer(struct json_span line, struct answer *a)
 	a->result = class_errno(a->cls);
 }
 
-/* Reads what is there (and, in *fd, a descriptor that came with it). 0 or -errno. */
-int link_receive(struct client *c, int *fd)
+/*
+ * What one recvmsg() gives ends behind the packet that carried a descriptor, and the daemon sends
+ * each line by itself: so a descriptor belongs to the last line that has begun.
+ */
+static int add_fd(int fd)
+{
+	size_t n = link_io.have;
+
+	if (link_io.n_fds == LINK_FDS_WAITING) {
+		real.close(fd);
+		return -EPROTO;
+	}
+	if (n)
+		n--;
+	while (n && link_io.line[n - 1] != '\n')
+		n--;
+	link_io.fds[link_io.n_fds].fd = fd;
+	link_io.fds[link_io.n_fds++].at = n;
+	return 0;
+}
+
+int link_receive(struct client *c)
 {
 	int fds[1], n_fds = 1;
 	ssize_t n;
@@ -106,11 +125,19 @@ int link_receive(struct client *c, int *fd)
 	if (n <= 0)
 		return n ? (int)n : -ECONNRESET;
 	link_io.have += (size_t)n;
-	if (n_fds && fd && *fd < 0)
-		*fd = fds[0];
-	else if (n_fds)
-		real.close(fds[0]);
-	return 0;
+	return n_fds ? add_fd(fds[0]) : 0;
+}
+
+int link_take_fd(void)
+{
+	int fd;
+
+	if (!link_io.n_fds || link_io.fds[0].at)
+		return -1;
+	fd = link_io.fds[0].fd;
+	link_io.fds[0] = link_io.fds[1];
+	link_io.n_fds--;
+	return fd;
 }
 
 /*
@@ -129,6 +156,17 @@ int link_next(struct json_span *out, size_t *bytes)
 
 void link_done(size_t bytes)
 {
+	unsigned int left = 0;
+
+	for (unsigned int i = 0; i < link_io.n_fds; i++) {
+		if (link_io.fds[i].at < bytes) {
+			real.close(link_io.fds[i].fd);
+			continue;
+		}
+		link_io.fds[left] = link_io.fds[i];
+		link_io.fds[left++].at -= bytes;
+	}
+	link_io.n_fds = left;
 	link_io.have -= bytes;
 	memmove(link_io.line, link_io.line + bytes, link_io.have);
 }
@@ -149,7 +187,7 @@ int link_await(struct client *c, struct answer *a, int *fd)
 			return -ETIMEDOUT;
 		r = poll(&p, 1, (int)((until - now) / NS_PER_MS) + 1);
 		if (r > 0)
-			r = link_receive(c, fd);
+			r = link_receive(c);
 		else if (r < 0 && errno != EINTR)
 			r = -errno;
 		if (r < 0)
@@ -158,19 +196,26 @@ int link_await(struct client *c, struct answer *a, int *fd)
 	if (r)
 		return r;
 	link_read_answer(line, a);
+	if (fd)
+		*fd = link_take_fd();
 	link_done(bytes);
 	return 0;
 }
 
 int link_send(struct client *c, size_t len, const int *fds, int n_fds)
 {
-	int r;
+	const char *from = link_io.message;
+	int r = 0;
 
-	link_io.message[len] = '\n';
+	link_io.message[len++] = '\n';
 	pthread_mutex_lock(&c->lock);
 	c->sending = true;
 	pthread_mutex_unlock(&c->lock);
-	r = fd_send(c->sock, link_io.message, len + 1, fds, n_fds);
+	/* Descriptors may come with any byte of the message they belong to. */
+	for (; n_fds > FD_MESSAGE_MAX && !r; n_fds -= FD_MESSAGE_MAX, fds += FD_MESSAGE_MAX, len--)
+		r = fd_send(c->sock, from++, 1, fds, FD_MESSAGE_MAX);
+	if (!r)
+		r = fd_send(c->sock, from, len, fds, n_fds);
 	pthread_mutex_lock(&c->lock);
 	c->sending = false;
 	pthread_mutex_unlock(&c->lock);
@@ -187,6 +232,11 @@ static int daemon_pid(int sock)
 	return getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) ? 0 : cred.pid;
 }
 
+pid_t link_daemon_pid(struct client *c)
+{
+	return daemon_pid(c->sock);
+}
+
 int link_connect(struct client *c)
 {
 	struct timeval limit = {.tv_sec = SEND_WAIT_S};
@@ -195,12 +245,12 @@ int link_connect(struct client *c)
 
 	if (fd < 0) {
 		/* Gone; what answers next time is another daemon, whatever its number. */
-		c->released_by = 0;
+		c->released_by = c->lost_by = 0;
 		return fd;
 	}
 	pid = daemon_pid(fd);
 	/* 0: another PID namespace; 1: systemd's socket, whoever serves it. */
-	if (pid > 1 && pid == c->released_by) {
+	if (pid > 1 && (pid == c->released_by || pid == c->lost_by)) {
 		real.close(fd);
 		return -ECONNABORTED;
 	}
@@ -208,7 +258,8 @@ int link_connect(struct client *c)
 	pthread_mutex_lock(&c->lock);
 	c->sock = client_keep_fd(c, fd);
 	pthread_mutex_unlock(&c->lock);
-	link_io.have = 0;
+	/* link_close() left nothing; a forked child has what its parent was reading. */
+	link_io.have = link_io.n_fds = 0;
 	return 0;
 }
 
@@ -222,6 +273,8 @@ static void close_uffd(struct client *c)
 void link_let_go(struct client *c)
 {
 	close_uffd(c);
+	kept_drop_all(c);
+	c->lost_by = 0;
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
 		struct region *r = &c->regions[i];
 
@@ -267,10 +320,12 @@ void link_lost(struct client *c)
 
 	link_close(c);
 	pthread_mutex_lock(&c->lock);
-	if (link_orphaned(c))
+	if (link_orphaned(c)) {
 		c->released_by = pid;
-	else
+	} else {
+		c->lost_by = pid;
 		say("lost the daemon; its memory waits for it to come back");
+	}
 	pthread_mutex_unlock(&c->lock);
 	link_back_off(c, BACKOFF_LAST_NS);
 }
@@ -281,5 +336,4 @@ void link_check_orphan(struct client *c)
 	if (!link_registered(c))
 		link_let_go(c);
 	pthread_mutex_unlock(&c->lock);
-	c->retry_ns = clock_ns() + ORPHAN_CHECK_NS;
 }

@@ -11,6 +11,9 @@
 
 #define LINK_LINE_BYTES	   (64 << 10) /* the longest line from the daemon */
 #define LINK_MESSAGE_BYTES (32 << 10)
+#define LINK_FDS_MAX	   (1 + CLIENT_REGIONS_MAX + CLIENT_KEPT_MAX) /* that we send with a line */
+/* That came and are not taken: one with the line that is not complete yet, one just read. */
+#define LINK_FDS_WAITING 2
 
 #define BACKOFF_FIRST_NS   (100 * NS_PER_MS)
 #define BACKOFF_LAST_NS	   (2 * NS_PER_S)
@@ -20,6 +23,11 @@
 struct link_io {
 	char line[LINK_LINE_BYTES + 1]; /* received, not yet handled */
 	size_t have;
+	struct {
+		int fd;	   /* owned */
+		size_t at; /* where in `line` the message begins that it came with */
+	} fds[LINK_FDS_WAITING];
+	unsigned int n_fds;
 	char message[LINK_MESSAGE_BYTES]; /* being made; room for the newline is kept */
 };
 extern struct link_io link_io;
@@ -40,16 +48,21 @@ void link_back_off(struct client *c, uint64_t last_ns);
 void link_say_once(struct client *c, const char *what, const char *why);
 /* Sends link_io.message (len bytes) as a line. 0 or -errno. Borrows fds. */
 int link_send(struct client *c, size_t len, const int *fds, int n_fds);
-/* Reads what is there (and, in *fd, a descriptor that came with it; fd may be NULL). */
-int link_receive(struct client *c, int *fd);
+/* Reads what is there. */
+int link_receive(struct client *c);
 /*
  * The first whole line that has been received, parsed; its length goes to *bytes, for link_done().
  * -EAGAIN when there is none yet, -EPROTO when it is not JSON.
  */
 int link_next(struct json_span *out, size_t *bytes);
 void link_done(size_t bytes);
+/* The descriptor that came with that line, now the caller's; -1 when there is none. */
+int link_take_fd(void);
 void link_read_answer(struct json_span line, struct answer *a);
-/* Waits for one answer, outside the stream of ops: while attaching nothing else is under way. */
+/*
+ * Waits for one answer (and its descriptor; fd may be NULL), outside the stream of ops: while
+ * attaching nothing else is under way.
+ */
 int link_await(struct client *c, struct answer *a, int *fd);
 /* Sets the state and tells who waits. With the lock held. */
 void link_set(struct client *c, enum link_state link);
@@ -63,9 +76,23 @@ bool link_registered(struct client *c);
  */
 bool link_orphaned(struct client *c);
 void link_lost(struct client *c);
+/* The process at the other end; 0 when it is not known. */
+pid_t link_daemon_pid(struct client *c);
 void link_check_orphan(struct client *c);
 
+/* ---- resume.c: for the daemon that comes after this one ---- */
+
+/* Serves "keep" or "unkeep". 0 or -errno. */
+int kept_serve(struct client *c, struct json_span line, bool keep);
+/* With the lock held. */
+void kept_drop_all(struct client *c);
+/* One try to have a daemon take over, while LINK_ORPHANED; sets when to try again. */
+void resume_attach(struct client *c);
+
 /* ---- offer.c: RAM for the daemon ---- */
+
+/* Does r share bytes of a file with one of the chosen? With the lock held. */
+bool offer_overlaps(const struct client *c, const bool *chosen, const struct region *r);
 
 /* Tries to attach when it is time to; when (CLOCK_MONOTONIC) to look again, 0: never. */
 uint64_t offer_attach(struct client *c);

@@ -33,8 +33,20 @@ static int fd_index(const struct client *c, const bool *chosen, unsigned int r, 
 	return (*n_fds)++;
 }
 
-int message_attach(const struct client *c, const bool *chosen, int uffd, char *buf, size_t bytes,
-		   int *fds, int *n_fds)
+static void add_kept(struct json_text *t, const struct client *c, int *fds, int *n_fds)
+{
+	json_add(t, ",\"kept\":[");
+	for (unsigned int i = 0; i < c->n_kept; i++) {
+		json_add(t, "%s{\"name\":", i ? "," : "");
+		json_add_string(t, c->kept[i].name);
+		json_add(t, ",\"fd\":%d}", *n_fds);
+		fds[(*n_fds)++] = c->kept[i].fd;
+	}
+	json_add(t, "]");
+}
+
+int message_attach(const struct client *c, const bool *chosen, int uffd, bool resume, char *buf,
+		   size_t bytes, int *fds, int *n_fds)
 {
 	struct json_text t = {.buf = buf, .cap = bytes};
 	bool first = true;
@@ -54,7 +66,10 @@ int message_attach(const struct client *c, const bool *chosen, int uffd, char *b
 		add_region(&t, &c->regions[i], fd_index(c, chosen, i, fds, n_fds));
 		json_add(&t, "}");
 	}
-	json_add(&t, "],\"requests\":[\"zap\"]%s}}", c->secondary ? ",\"secondary\":true" : "");
+	json_add(&t, "],\"requests\":[\"zap\"],\"%s\":true", c->secondary ? "secondary" : "keep");
+	if (resume)
+		add_kept(&t, c, fds, n_fds);
+	json_add(&t, "}}");
 	return t.over ? -EMSGSIZE : (int)t.len;
 }
 

@@ -11,7 +11,7 @@
 #define SETTLE_NS      (200 * NS_PER_MS) /* new RAM is left alone: it may be preallocated */
 
 /* A message's regions must not overlap in a file; a second mapping of one follows by region-add. */
-static bool overlaps_chosen(const struct client *c, const bool *chosen, const struct region *r)
+bool offer_overlaps(const struct client *c, const bool *chosen, const struct region *r)
 {
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
 		const struct region *at = &c->regions[i];
@@ -48,7 +48,7 @@ static unsigned int choose(struct client *c, bool *chosen, uint64_t *ready_ns)
 			memset(chosen, 0, CLIENT_REGIONS_MAX * sizeof(*chosen));
 			return 0;
 		}
-		if (overlaps_chosen(c, chosen, r))
+		if (offer_overlaps(c, chosen, r))
 			continue;
 		chosen[i] = true;
 		n++;
@@ -96,8 +96,8 @@ static int offer(struct client *c, bool *chosen, int uffd, struct answer *a)
 
 	pthread_mutex_lock(&c->lock);
 	if (choose(c, chosen, &ready_ns))
-		len = message_attach(c, chosen, uffd, link_io.message, LINK_MESSAGE_BYTES - 1, fds,
-				     &n_fds);
+		len = message_attach(c, chosen, uffd, false, link_io.message,
+				     LINK_MESSAGE_BYTES - 1, fds, &n_fds);
 	if (len > 0)
 		set_chosen(c, chosen, REGION_NEW, REGION_OFFERED);
 	pthread_mutex_unlock(&c->lock);
@@ -174,9 +174,11 @@ static void attach_now(struct client *c)
 	bool chosen[CLIENT_REGIONS_MAX] = {false};
 	struct answer a = {0};
 	FD_OWNED uffd = -1;
+	pid_t pid = 0;
 	int r = link_connect(c);
 
 	if (!r) {
+		pid = link_daemon_pid(c);
 		uffd = uffd_new();
 		if (uffd == -EPERM)
 			uffd = uffd_from_daemon(c);
@@ -198,7 +200,8 @@ static void attach_now(struct client *c)
 	pthread_mutex_lock(&c->lock);
 	if (uffd >= 0) {
 		c->uffd = client_keep_fd(c, fd_take(&uffd));
-		link_orphaned(c);
+		if (!link_orphaned(c))
+			c->lost_by = pid;
 	}
 	pthread_mutex_unlock(&c->lock);
 	link_back_off(c, BACKOFF_LAST_NS);

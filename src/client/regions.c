@@ -194,7 +194,8 @@ void client_scan(struct client *c)
 void region_wait_offers(struct client *c, uint64_t until_ns)
 {
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
-		while (c->regions[i].state == REGION_OFFERED && c->link == LINK_NONE)
+		while (c->taking_over ||
+		       (c->regions[i].state == REGION_OFFERED && c->link == LINK_NONE))
 			if (client_wait(c, until_ns) == -ETIMEDOUT)
 				return;
 }
@@ -210,7 +211,7 @@ int region_take_back(struct client *c, unsigned int region, bool discard, unsign
 	struct op *op;
 	int err;
 
-	if (r->state == REGION_OFFERED)
+	if (r->state == REGION_OFFERED || c->taking_over)
 		region_wait_offers(c, clock_ns() + ms * NS_PER_MS);
 	if (r->serial != serial || !region_known(r))
 		return 0;

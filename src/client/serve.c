@@ -120,8 +120,15 @@ static int take_request(struct client *c, struct json_span line, struct json_spa
 	if (json_string(name, command, sizeof(command)) || !json_member(line, "id", &value) ||
 	    json_u64(value, &id))
 		return -EPROTO;
-	r = strcmp(command, "zap") ? -ENOSYS : zap_begin(c, line, id);
-	return r ? serve_answer(c, id, r) : 0;
+	if (!strcmp(command, "zap")) {
+		r = zap_begin(c, line, id);
+		return r ? serve_answer(c, id, r) : 0;
+	}
+	if (!strcmp(command, "keep") || !strcmp(command, "unkeep"))
+		r = kept_serve(c, line, command[0] == 'k');
+	else
+		r = -ENOSYS;
+	return serve_answer(c, id, r);
 }
 
 /* Handles the whole lines that have come. */
@@ -150,7 +157,7 @@ void serve_lines(struct client *c)
 
 void serve_input(struct client *c)
 {
-	if (link_receive(c, NULL))
+	if (link_receive(c))
 		link_lost(c);
 	else
 		serve_lines(c);

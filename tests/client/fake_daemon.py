@@ -172,10 +172,15 @@ class Vm:
             self.daemon.device = os.open("/dev/userfaultfd", os.O_RDWR)
 
     def on_attach(self, args, fds):
-        assert set(args) <= {"version", "vm", "regions", "requests", "secondary"}, args
+        assert set(args) <= {"version", "vm", "regions", "requests", "secondary", "keep",
+                             "kept"}, args
+        assert ("keep" in args) != ("secondary" in args), args
         self.args, self.name = args, args["vm"]["name"]
         self.uffd = fds[0]
-        self.api()
+        self.kept = {k["name"]: fds[k["fd"]] for k in args.get("kept", [])}
+        assert len(fds) == 1 + len({a["memfd"] for a in args["regions"]}) + len(self.kept)
+        if "kept" not in args:
+            self.api()
         done = []
         try:
             for a in args["regions"]:
@@ -189,6 +194,10 @@ class Vm:
             self.uffd = -1
             raise
         self.regions = {r.id: r for r in done}
+        for r in done:
+            r.stored = self.daemon.inherited.pop(r.id, {})
+            if "kept" in args:  # what the dead daemon had read is not told again until woken
+                fcntl.ioctl(self.uffd, WAKE, struct.pack("QQ", r.addr, r.size))
         threading.Thread(target=self.serve_faults, daemon=True).start()
         return {"vm": self.name, "version": 1}
 
@@ -235,13 +244,17 @@ class Vm:
         os.close(self.uffd)
         self.uffd = -1
 
-    def request(self, command, arguments, seconds=10):
+    def request(self, command, arguments, fd=None, seconds=10):
         """Asks the client for something and returns its answer."""
         with self.answered:
             self.next_id += 1
             rid = self.next_id
             line = {"execute": command, "arguments": arguments, "id": rid}
-            self.sock.sendall(json.dumps(line).encode() + b"\n")
+            data = json.dumps(line).encode() + b"\n"
+            if fd is None:
+                self.sock.sendall(data)
+            else:
+                socket.send_fds(self.sock, [data], [fd])
             self.answered.wait_for(lambda: rid in self.answers or self.closed, seconds)
             return self.answers.pop(rid, None)
 
@@ -251,6 +264,7 @@ class FakeDaemon:
         self.path, self.vms, self.log = path, [], []
         self.errors, self.silent, self.knows_share = {}, set(), True
         self.behind = {}  # command: what is sent in one piece with its answer
+        self.inherited = {}  # region: what a daemon that died had stored of it
         self.device, self.faults, self.stopping = None, 0, False
         self.changed = threading.Condition()
         self.listener = None

@@ -418,6 +418,140 @@ class PreloadTest(unittest.TestCase):
         self.assertEqual(g.p.stdout.readline(), "26\n")
 
 
+    # ---- the next daemon ----
+
+    def piece(self, text, writable=False):
+        """A piece of state as a daemon would hand it over."""
+        fd = os.memfd_create("state")
+        self.addCleanup(os.close, fd)
+        os.write(fd, text)
+        if writable:
+            return fd
+        fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        self.addCleanup(os.close, fd)
+        return fd
+
+    def keep(self, vm, name, text):
+        return vm.request("keep", {"name": name, "size": len(text)}, self.piece(text))
+
+    def held(self, g, name="memfd:state"):
+        """How many descriptors of pieces the process has open."""
+        n = 0
+        for fd in os.listdir(f"/proc/{g.p.pid}/fd"):
+            with contextlib.suppress(OSError):
+                n += name in os.readlink(f"/proc/{g.p.pid}/fd/{fd}")
+        return n
+
+    def next_daemon(self, stored=None):
+        """The daemon dies; after a while there is another."""
+        self.daemon.stop()
+        self.settle()
+        self.daemon = FakeDaemon(self.path)
+        self.daemon.inherited = stored or {}
+        return self.daemon
+
+    def test_50_keeps_and_lets_go(self):
+        g, vm, r = self.attached()
+        self.assertIs(vm.args["keep"], True)
+        self.assertNotIn("kept", vm.args)
+        self.assertIn("return", self.keep(vm, "table:0", b"one"))
+        self.assertIn("return", self.keep(vm, "store:0", b"two"))
+        self.assertEqual(self.held(g), 2)
+        self.assertIn("return", self.keep(vm, "table:0", b"three"))  # in place of the first
+        self.assertEqual(self.held(g), 2)
+        self.assertIn("return", vm.request("unkeep", {"name": "store:0"}))
+        self.assertIn("return", vm.request("unkeep", {"name": "never"}))
+        self.assertEqual(self.held(g), 1)
+        self.assertEqual(g("closeall", 0), "ok")
+        self.assertEqual(self.held(g), 1)
+
+    def test_51_what_it_does_not_keep(self):
+        g, vm, r = self.attached()
+        self.assertIn("error", vm.request("keep", {"name": "no-descriptor", "size": 1}))
+        self.assertIn("error", vm.request("unkeep", {"name": "a"}, self.piece(b"x")))
+        for arguments in ({}, {"name": ""}, {"name": 1}, {"name": "x" * 64}, []):
+            self.assertIn("error", vm.request("keep", arguments, self.piece(b"x")))
+        self.assertEqual(vm.request("zap", {"ranges": []}, self.piece(b"x")).keys(),
+                         {"return", "id"})
+        self.assertEqual(self.held(g), 0)
+        for i in range(64):
+            self.assertIn("return", self.keep(vm, f"p{i}", b"x"))
+        self.assertIn("error", self.keep(vm, "one-more", b"x"))
+        self.assertIn("return", self.keep(vm, "p7", b"y"))
+        self.assertEqual(self.held(g), 64)
+
+    def test_52_detach_lets_go_of_everything(self):
+        g, vm, r = self.attached()
+        self.keep(vm, "table:0", b"x")
+        self.assertEqual(g("fork-read", 0, 0), "0")  # detaches and attaches anew
+        vm = self.daemon.wait_attached(2)
+        self.assertNotIn("kept", vm.args)
+        self.assertEqual(self.held(g), 0)
+
+    def test_53_next_daemon_takes_over(self):
+        g, vm, r = self.attached()
+        for i in range(64):  # more descriptors than go with one packet
+            self.assertIn("return", self.keep(vm, f"p{i}", b"piece %d" % i))
+        g("write", 0, 0, 51)
+        g("write", 0, PAGE, 52)
+        vm.evict(r.id, 0)
+        vm.evict(r.id, PAGE)
+        before, address = vm.args["regions"], r.addr
+        daemon = self.next_daemon({r.id: r.stored})
+        os.close(vm.uffd)
+        g.p.stdin.write("read 0 0\n")
+        g.p.stdin.flush()
+        daemon.start()
+        self.assertEqual(g.p.stdout.readline(), "51\n")
+        vm = daemon.wait_attached()
+        self.assertEqual(vm.args["regions"], before)
+        self.assertEqual(vm.name, f"client_guest-{g.p.pid}")
+        self.assertEqual({n: os.pread(fd, 99, 0) for n, fd in vm.kept.items()},
+                         {f"p{i}": b"piece %d" % i for i in range(64)})
+        # All is as before: content, requests both ways, and keeping.
+        self.assertEqual(g("read", 0, PAGE), "52")
+        self.assertIn("return", vm.request("zap", {"ranges": [[address, PAGE]]}))
+        self.assertIn("return", vm.request("unkeep", {"name": "p0"}))
+        self.assertEqual(g("punch", 0, 0, PAGE), "ok")
+        daemon.wait("discard")
+        self.assertEqual(g("unmap", 0), "ok")
+        daemon.wait("region-remove")
+
+    def test_54_refused_takeover_is_tried_again(self):
+        g, vm, r = self.attached()
+        g("write", 0, 0, 53)
+        vm.evict(r.id, 0)
+        self.keep(vm, "table:0", b"state")
+        daemon = self.next_daemon({r.id: r.stored})
+        os.close(vm.uffd)
+        daemon.errors["attach"] = ("NotFound", "not yet")
+        daemon.start()
+        g.p.stdin.write("read 0 0\n")
+        g.p.stdin.flush()
+        daemon.wait("attach", 2)
+        self.assertEqual(self.held(g), 1)
+        del daemon.errors["attach"]
+        self.assertEqual(g.p.stdout.readline(), "53\n")
+        g.p.kill()
+        self.assertEqual(g.p.stderr.read().count("not yet"), 1)
+
+    def test_55_ram_that_came_meanwhile(self):
+        g, vm, r = self.attached()
+        daemon = self.next_daemon()
+        g("map", "memfd", SIZE)
+        daemon.start()
+        vm = daemon.wait_attached()
+        self.assertEqual([a["id"] for a in vm.args["regions"]], [r.id])
+        self.assertEqual(vm.args["kept"], [])
+        self.assertNotEqual(daemon.wait("region-add")[1]["id"], r.id)
+
+    def test_56_secondary_keeps_nothing(self):
+        g, vm, r = self.attached(EBB_SECONDARY=1)
+        self.assertNotIn("keep", vm.args)
+        vm = self.next_daemon().start().wait_attached()
+        self.assertEqual((vm.args["secondary"], vm.args["kept"]), (True, []))
+
+
 def is_tmpfs(path):
     return subprocess.run(["stat", "-f", "-c", "%T", path], capture_output=True,
                           text=True).stdout.strip() == "tmpfs"
