@@ -30,8 +30,9 @@ class DaemonTest(unittest.TestCase):
         with open(config, "w"):
             pass
         self.log = open(os.path.join(self.dir.name, "log"), "w+")
-        self.ebbd = subprocess.Popen([os.path.join(BUILD, "ebbd"), "--runtime-dir", self.dir.name,
-                                      "--config", config], stderr=self.log)
+        self.command = [os.path.join(BUILD, "ebbd"), "--runtime-dir", self.dir.name, "--config",
+                        config]
+        self.ebbd = subprocess.Popen(self.command, stderr=self.log)
         self.guests, self.qemus = [], []
         for _ in range(1500):
             if os.path.exists(self.control):
@@ -170,6 +171,33 @@ class DaemonTest(unittest.TestCase):
         g("fill", 0, 7)
         self.evict(SIZE // 2)
         self.assertEqual(g("check", 0, 7), "ok")
+
+    def test_10_killed_daemon(self):
+        """What a daemon had evicted when it was killed comes back from the next one."""
+        g = self.evicted()
+        for seed in (7, 8):
+            self.wait_kept(g)
+            self.ebbd.kill()
+            self.ebbd.wait()
+            g.p.stdin.write(f"check 0 {seed}\n")  # waits for the next daemon
+            g.p.stdin.flush()
+            self.ebbd = subprocess.Popen(self.command, stderr=self.log)
+            self.assertEqual(g.p.stdout.readline(), "ok\n")
+            self.wait_vm("guest1", **{"lost-bytes": 0})
+            g("fill", 0, seed + 1)
+            self.evict(SIZE // 2)
+        self.assertEqual(g("check", 0, 9), "ok")
+
+    def wait_kept(self, g):
+        """Until the process holds a page table and a store."""
+        folder, links = f"/proc/{g.p.pid}/fd", []
+        for _ in range(500):
+            with contextlib.suppress(OSError):
+                links = [os.readlink(os.path.join(folder, fd)) for fd in os.listdir(folder)]
+                if any("table" in s for s in links) and any("store" in s for s in links):
+                    return
+            time.sleep(0.02)
+        self.fail(f"nothing is kept: {links}")
 
     def open_socket(self):
         os.chmod(self.path, 0o666)
