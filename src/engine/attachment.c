@@ -869,7 +869,7 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 	if (vm->keep)
 		atomic_fetch_or(&vm->suspended, SUSPEND_KEEPING); /* until it holds all */
 	vm->has_tracker = att->pagemap_fd >= 0 && eng->features.zap_scan;
-	if (!eng->have_probe && !eng->config.allow_quarantine)
+	if (!eng->probe && !eng->config.allow_quarantine)
 		atomic_fetch_or(&vm->suspended, SUSPEND_NO_GUARD);
 	if (!eng->features.collapse_safe && eng->features.shmem_thp)
 		atomic_fetch_or(&vm->suspended, SUSPEND_COLLAPSE);

@@ -146,7 +146,6 @@ void engine_kick(struct vm *vm)
 /* What the kernel offers, and the folio probe: before there are any threads. */
 static int look_around(struct engine *eng, struct error *e)
 {
-	struct folio_probe *probe;
 	struct error why;
 	int r = sys_features_probe(&eng->features);
 
@@ -164,16 +163,15 @@ static int look_around(struct engine *eng, struct error *e)
 		snprintf(eng->probe_reason, sizeof(eng->probe_reason), "switched off");
 		return 0;
 	}
-	if (folio_probe_open(&probe, &why)) {
+	if (folio_probe_open(&eng->probe, &why)) {
 		snprintf(eng->probe_reason, sizeof(eng->probe_reason), "%.150s", why.desc);
 		log_warning("no folio probe: %s", why.desc);
 		if (!eng->config.allow_quarantine)
 			log_warning("nothing will be evicted: without the probe that is the "
 				    "operator's choice (quarantine)");
+		eng->probe = NULL;
 		return 0;
 	}
-	folio_probe_close(probe);
-	eng->have_probe = true;
 	return 0;
 }
 
@@ -278,6 +276,7 @@ void engine_free(struct engine *eng)
 		policies_free(eng);
 		backends_free(eng);
 	}
+	folio_probe_close(eng->probe);
 	if (eng->evict_fd >= 0)
 		close(eng->evict_fd);
 	if (eng->zeroes && eng->zeroes != MAP_FAILED)

@@ -48,7 +48,6 @@ struct item {
 struct evict_context {
 	struct engine *eng;
 	struct loader loader;
-	struct folio_probe *probe;
 	struct item items[EVICT_BATCH_MAX];
 	struct ebb_io ios[EVICT_BATCH_MAX];
 	struct ebb_io *io_list[EVICT_BATCH_MAX];
@@ -59,7 +58,6 @@ struct evict_context {
 int evict_context_new(struct engine *eng, struct evict_context **out)
 {
 	struct evict_context *c = calloc(1, sizeof(*c));
-	struct error e;
 	int r;
 
 	if (!c)
@@ -70,8 +68,6 @@ int evict_context_new(struct engine *eng, struct evict_context **out)
 		free(c);
 		return r;
 	}
-	if (eng->have_probe && folio_probe_open(&c->probe, &e))
-		c->probe = NULL;
 	*out = c;
 	return 0;
 }
@@ -81,7 +77,6 @@ void evict_context_free(struct evict_context *c)
 	if (!c)
 		return;
 	loader_close(&c->loader);
-	folio_probe_close(c->probe);
 	free(c);
 }
 
@@ -196,7 +191,7 @@ static bool guard_by_probe(struct evict_context *c, struct block *b, unsigned in
 	for (unsigned int i = 0; i < n; i++)
 		for (unsigned int k = 0; k < pages; k++)
 			c->index[probes++] = block_file_offset(b, c->items[i].unit) / 4096 + k;
-	if (folio_probe_check(c->probe, b->memfd, c->index, probes, c->verdict))
+	if (folio_probe_check(c->eng->probe, b->memfd, c->index, probes, c->verdict))
 		return false;
 	for (unsigned int i = 0; i < probes; i++) {
 		struct item *it = &c->items[i / pages];
@@ -560,7 +555,7 @@ static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint
 	}
 	look_at_prefetched(c, b, n);
 	protect(c, b, n);
-	if (!c->probe)
+	if (!c->eng->probe)
 		guard_by_quarantine(c, b->vm);
 	else if (!guard_by_probe(c, b, n))
 		for (unsigned int i = 0; i < n; i++)
@@ -591,7 +586,7 @@ uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *uni
 	uint64_t batch[EVICT_BATCH_MAX], unit, freed = 0;
 	struct block *b = NULL, *next;
 	/* A quarantine is paid once a batch. */
-	unsigned int k = 0, most = c->probe ? EVICT_BATCH : EVICT_BATCH_MAX;
+	unsigned int k = 0, most = c->eng->probe ? EVICT_BATCH : EVICT_BATCH_MAX;
 
 	for (unsigned int i = 0; i <= n; i++) {
 		next = i < n ? vm_block_of(vm, units[i], &unit) : NULL;

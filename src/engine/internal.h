@@ -53,7 +53,7 @@ struct prefetcher;
 struct engine {
 	struct engine_config config;
 	struct sys_features features;
-	bool have_probe;
+	struct folio_probe *probe; /* shared by all evictors; NULL: see probe_reason */
 	char probe_reason[160];
 	pthread_mutex_t lock; /* VM list, backend slots, policies, threads */
 	struct vm *vms;

@@ -115,7 +115,7 @@ int engine_vm_info(struct engine *eng, const char *name, struct vm_info *out, st
 	out->weight = atomic_load(&vm->weight);
 	snprintf(out->tracker, sizeof(out->tracker), "%s", vm->has_tracker ? "zap-scan" : "none");
 	snprintf(out->io_guard, sizeof(out->io_guard), "%s",
-		 eng->have_probe		? "probe"
+		 eng->probe			? "probe"
 		 : eng->config.allow_quarantine ? "quarantine"
 						: "none");
 	vm_suspended_text(atomic_load(&vm->suspended), out->suspended, sizeof(out->suspended));
@@ -272,7 +272,7 @@ void engine_host_info(struct engine *eng, struct host_info *out)
 	out->fault_threads = eng->n_fault_workers;
 	out->evict_threads = eng->n_evictors;
 	out->uffd_features = eng->features.uffd_features;
-	out->probe = eng->have_probe;
+	out->probe = eng->probe;
 	snprintf(out->probe_reason, sizeof(out->probe_reason), "%s", eng->probe_reason);
 	out->zap_scan = eng->features.zap_scan;
 	out->collapse_safe = eng->features.collapse_safe;
