@@ -157,7 +157,7 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 		return -ENOSPC;
 	if (strlen(name) >= sizeof(s.name))
 		return -ENAMETOOLONG;
-	strcpy(s.name, name);
+	snprintf(s.name, sizeof(s.name), "%s", name);
 	snprintf(full, sizeof(full), "ebb:%s", name);
 	s.fd = memfd_make(full, bytes);
 	if (s.fd < 0)
