@@ -37,32 +37,40 @@ static void newcomer_leaves(struct newcomer *c)
 static void dry(struct rig *r)
 {
 	struct newcomer other = {.n = 0};
-	struct kt_access a[3];
-	uint64_t parked;
+	struct kt_access a[4];
+	uint64_t parked, discards;
 
 	kt_set_free_huge_pages(UNITS);
 	rig_start(r, "", "");
 	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
 	rig_evict_all(r);
+	/* One of them reads as zero. */
+	CHECK_EQ(native_discard(r->vmm, "ram", 6 * KT_HUGE, KT_HUGE), 0);
+	discards = rig_number(r, "discards");
 	newcomer_takes(&other);
 	CHECK_EQ(other.n, UNITS);
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 0; i < 4; i++)
 		kt_access_start(&a[i], rig_unit(r, 2 * i));
-	rig_until(r, "faults-parked", 1);
-	for (size_t i = 0; i < 3; i++)
+	rig_until(r, "faults-parked", 2);
+	for (size_t i = 0; i < 4; i++)
 		CHECK(kt_blocked(&a[i]));
 	CHECK_EQ(native_detach(r->vmm), -EPROTO);
 	CHECK(strstr(native_error(r->vmm), "NoSpace"));
 	CHECK_EQ(rig_number(r, "pages-lost"), 0);
 	CHECK_EQ(rig_number(r, "resident-bytes"), 0);
-	CHECK_EQ(rig_number(r, "evicted-bytes"), r->ram.bytes);
+	CHECK_EQ(rig_number(r, "evicted-bytes"), r->ram.bytes - KT_HUGE);
 	/* They wait; they do not go round and round. */
 	parked = rig_number(r, "faults-parked");
 	sleep(1);
 	CHECK(rig_number(r, "faults-parked") - parked < 100);
+	/* None of the holes was taken for a page. */
+	CHECK_EQ(rig_number(r, "resident-bytes"), 0);
+	CHECK_EQ(rig_number(r, "discards"), discards);
 	newcomer_leaves(&other);
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 0; i < 4; i++)
 		rig_access_end(&a[i]);
+	CHECK(rig_is(r, 6, 0));
+	rig_tag(r, 6, 1);
 	rig_check_all(r);
 	rig_end(r);
 }
