@@ -122,6 +122,11 @@ void bare_free(struct bare *b)
 	free(b);
 }
 
+pid_t bare_handler(const struct bare *b)
+{
+	return b->handler;
+}
+
 int bare_round(struct bare *b, uint32_t n, uint32_t *ns)
 {
 	const uint8_t *at = b->ram.addr;

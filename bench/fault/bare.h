@@ -4,6 +4,7 @@
 #define BENCH_FAULT_BARE_H
 
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "attach/native.h"
 #include "guest.h"
@@ -12,6 +13,7 @@ struct bare;
 
 /* Memory of `units` units and a process that serves its faults. 0 or -errno. */
 int bare_new(enum native_kind kind, uint32_t units, struct bare **out);
+pid_t bare_handler(const struct bare *b);
 /* Touches n <= units units, each a fault; ns gets the times. Returns wrong ones, or -errno. */
 int bare_round(struct bare *b, uint32_t n, uint32_t *ns);
 void bare_free(struct bare *b);

@@ -16,6 +16,7 @@
 #include "base/size.h"
 #include "ebb.h"
 #include "kernel.h"
+#include "place.h"
 #include "table.h"
 
 /*
@@ -27,7 +28,9 @@
  *
  * quiet: one thread touches pages that are not there, one after the other, with nothing else going
  * on. Sides: a bare handler in another process (bare.c); lz4 decompression of the same pages
- * alone; Ebb, after vm-reclaim and without prefetching.
+ * alone; Ebb, after vm-reclaim and without prefetching. Where the handler runs matters more than
+ * what it does: so each side is measured with the handler bound to the toucher's CPU, to another,
+ * and wherever the scheduler puts it (place.h).
  *
  * load: threads read and write evenly spread pages of memory of which half may be resident, so
  * that each fault is paid for by an eviction. Sides: Ebb with a limit, everything else as it is
@@ -58,7 +61,7 @@ struct bench {
 	struct guest_content *content;
 	struct table table;
 	uint32_t *ns;
-	uint64_t wrong, kernel_failed;
+	uint64_t touched, wrong, kernel_failed;
 	char why[200]; /* there is no kernel side */
 };
 
@@ -88,25 +91,51 @@ static void figure(struct bench *b, const char *key, const char *what, const cha
 
 /* ---- quiet ---- */
 
+struct quiet_names {
+	const char *bare50, *bare99, *ebb50, *ebb99, *faults, *ratio;
+};
+
+static const struct quiet_names quiet_names[PLACES] = {
+	{"same CPU: bare round trip p50", "same CPU: bare round trip p99", "same CPU: Ebb p50",
+	 "same CPU: Ebb p99", "same CPU: Ebb faults",
+	 "  same CPU: Ebb / (bare + lz4), p50 (goal: <= 1.5)"},
+	{"other CPU: bare round trip p50", "other CPU: bare round trip p99", "other CPU: Ebb p50",
+	 "other CPU: Ebb p99", "other CPU: Ebb faults",
+	 "  other CPU: Ebb / (bare + lz4), p50 (goal: <= 1.5)"},
+	{"any CPU: bare round trip p50", "any CPU: bare round trip p99", "any CPU: Ebb p50",
+	 "any CPU: Ebb p99", "any CPU: Ebb faults",
+	 "  any CPU: Ebb / (bare + lz4), p50 (goal: <= 1.5)"},
+};
+
 static double p_us(struct bench *b, uint32_t n, double q)
 {
 	return table_quantile(b->ns, n, q) / 1e3;
 }
 
-static void quiet_bare(struct bench *b, struct bare *bare, int round)
+static void quiet_figures(struct bench *b, enum place p, const char *side, const char *what50,
+			  const char *what99, int round, uint32_t n)
+{
+	char key[48];
+
+	if (round < 0)
+		return;
+	snprintf(key, sizeof(key), "quiet.%s.%s.p50_us", place_name(p), side);
+	figure(b, key, what50, "us", (unsigned int)round, p_us(b, n, 0.5));
+	snprintf(key, sizeof(key), "quiet.%s.%s.p99_us", place_name(p), side);
+	figure(b, key, what99, "us", (unsigned int)round, p_us(b, n, 0.99));
+}
+
+static void quiet_bare(struct bench *b, struct bare *bare, enum place p, int round)
 {
 	uint32_t n = b->o.faults;
-	int r = bare_round(bare, n, b->ns);
+	int r;
 
+	place_handler(p, bare_handler(bare), NULL);
+	r = bare_round(bare, n, b->ns);
 	if (r < 0)
 		errx(1, "bare userfaultfd: %s", strerror(-r));
 	b->wrong += (uint64_t)r;
-	if (round < 0)
-		return;
-	figure(b, "quiet.bare.p50_us", "bare round trip: p50", "us", (unsigned int)round,
-	       p_us(b, n, 0.5));
-	figure(b, "quiet.bare.p99_us", "bare round trip: p99", "us", (unsigned int)round,
-	       p_us(b, n, 0.99));
+	quiet_figures(b, p, "bare", quiet_names[p].bare50, quiet_names[p].bare99, round, n);
 }
 
 static void quiet_lz4(struct bench *b, int round)
@@ -117,26 +146,38 @@ static void quiet_lz4(struct bench *b, int round)
 	if (r)
 		errx(1, "lz4: %s", strerror(-r));
 	if (round >= 0)
-		figure(b, "quiet.lz4.p50_us", "lz4 decompression: p50", "us", (unsigned int)round,
+		figure(b, "quiet.lz4.p50_us", "lz4 decompression p50", "us", (unsigned int)round,
 		       p_us(b, b->o.faults, 0.5));
 }
 
-static void quiet_ebb(struct bench *b, struct ebb *e, int round)
+static void quiet_ebb(struct bench *b, struct ebb *e, enum place p, int round)
 {
 	uint32_t n = 0, all = b->o.faults;
+	char key[48];
 
-	/* Each round other pages: how those of the last were loaded is of no use. */
 	ebb_reclaim(e);
-	b->wrong += guest_touch(&e->ram, (uint64_t)(round + 1) * all, all, b->ns);
+	place_handler(p, e->daemon.pid, "ebb-fault");
+	/* Each round other pages: how those of the last were loaded is of no use. */
+	b->wrong += guest_touch(&e->ram, b->touched, all, b->ns);
+	b->touched += all;
 	/* A page that could not be taken was no fault. */
 	for (uint32_t i = 0; i < all; i++)
 		if (b->ns[i] > GUEST_FAULT_NS)
 			b->ns[n++] = b->ns[i];
-	if (round < 0)
-		return;
-	figure(b, "quiet.ebb.p50_us", "Ebb: p50", "us", (unsigned int)round, p_us(b, n, 0.5));
-	figure(b, "quiet.ebb.p99_us", "Ebb: p99", "us", (unsigned int)round, p_us(b, n, 0.99));
-	figure(b, "quiet.ebb.faults", "Ebb: faults", "", (unsigned int)round, n);
+	quiet_figures(b, p, "ebb", quiet_names[p].ebb50, quiet_names[p].ebb99, round, n);
+	snprintf(key, sizeof(key), "quiet.%s.ebb.faults", place_name(p));
+	if (round >= 0)
+		figure(b, key, quiet_names[p].faults, "", (unsigned int)round, n);
+}
+
+static void quiet_ratio(struct bench *b, enum place p)
+{
+	char key[48], ebb[48], bare[48];
+
+	snprintf(key, sizeof(key), "quiet.%s.ratio", place_name(p));
+	snprintf(ebb, sizeof(ebb), "quiet.%s.ebb.p50_us", place_name(p));
+	snprintf(bare, sizeof(bare), "quiet.%s.bare.p50_us", place_name(p));
+	table_ratio(&b->table, key, quiet_names[p].ratio, ebb, bare, "quiet.lz4.p50_us");
 }
 
 static void quiet(struct bench *b)
@@ -152,17 +193,21 @@ static void quiet(struct bench *b)
 	ebb_prefetch_policy(&e, "null");
 	/* One more, before the first, warms everything up. */
 	for (int i = -1; i < (int)b->o.rounds && !guest_stop; i++) {
-		if (i % 2)
-			quiet_ebb(b, &e, i);
-		quiet_bare(b, bare, i);
 		quiet_lz4(b, i);
-		if (i % 2 == 0)
-			quiet_ebb(b, &e, i);
+		for (enum place p = place_first(); p < PLACES && !guest_stop; p++) {
+			place_guest(p);
+			if (i % 2)
+				quiet_ebb(b, &e, p, i);
+			quiet_bare(b, bare, p, i);
+			if (i % 2 == 0)
+				quiet_ebb(b, &e, p, i);
+		}
 	}
+	place_guest(PLACE_ANY);
 	b->wrong += ebb_stop(&e, b->content);
 	bare_free(bare);
-	table_ratio(&b->table, "quiet.ratio", "  Ebb / (bare + lz4), p50 (goal: at most 1.5)",
-		    "quiet.ebb.p50_us", "quiet.bare.p50_us", "quiet.lz4.p50_us");
+	for (enum place p = 0; p < PLACES; p++)
+		quiet_ratio(b, p);
 }
 
 /* ---- load ---- */
@@ -196,21 +241,50 @@ static void load_figures(struct bench *b, unsigned int round, unsigned int load,
 	}
 }
 
+/* What the daemon did meanwhile, to tell what the figures come from. */
+static void daemon_figures(struct bench *b, struct ebb *e, unsigned int round, unsigned int load,
+			   struct ebb_counters *before)
+{
+	static const char *const names[LOADS_MAX][2] = {
+		{"1 thread, Ebb: faults parked", "1 thread, Ebb: evicting a page, CPU"},
+		{"2 threads, Ebb: faults parked", "2 threads, Ebb: evicting a page, CPU"}};
+	struct ebb_counters now;
+	char key[48];
+
+	ebb_counters(e, &now);
+	if (now.faults > before->faults) {
+		snprintf(key, sizeof(key), "load%u.ebb.parked_percent", load + 1);
+		figure(b, key, names[load][0], "%", round,
+		       100.0 * (double)(now.parked - before->parked) /
+			       (double)(now.faults - before->faults));
+	}
+	if (now.evictions > before->evictions) {
+		snprintf(key, sizeof(key), "load%u.ebb.evict_cpu_us", load + 1);
+		figure(b, key, names[load][1], "us", round,
+		       (double)(now.evict_cpu_ns - before->evict_cpu_ns) / 1e3 /
+			       (double)(now.evictions - before->evictions));
+	}
+	*before = now;
+}
+
 static void load_ebb(struct bench *b, unsigned int round, const struct guest_load *loads)
 {
 	static struct ebb e;
 	struct ebb_overhead o;
+	struct ebb_counters counters;
 	struct guest_figures f;
 	int r = ebb_start(&e, b->content, b->o.kind, b->o.bytes);
 
 	if (r)
 		errx(1, "no memory of that kind: %s", strerror(-r));
 	ebb_limit(&e, b->o.bytes / 2);
+	ebb_counters(&e, &counters);
 	for (unsigned int i = 0; i < LOADS_MAX && !guest_stop; i++) {
 		r = guest_run(&e.ram, &loads[i], &f);
 		if (r)
 			errx(1, "load: %s", strerror(-r));
 		load_figures(b, round, i, false, &f);
+		daemon_figures(b, &e, round, i, &counters);
 	}
 	ebb_overhead(&e, &o);
 	figure(b, "overhead.table", "page table / RAM (goal: at most 0.2)", "%", round,
@@ -227,22 +301,23 @@ static void load_kernel(struct bench *b, unsigned int round, const struct guest_
 	struct guest_figures f[LOADS_MAX];
 	struct swap_setup s;
 	uint64_t wrong;
-	int r;
+	int r = -1;
 
-	if (!b->o.kernel || b->why[0])
-		return;
-	if (swap_on(&s, b->o.bytes / 2, b->o.bytes)) {
-		snprintf(b->why, sizeof(b->why), "%s", s.why);
-		return;
+	/* The kernel ends it now and then, as out of memory in the cgroup. */
+	for (int tries = 0; r && tries < 3 && !guest_stop; tries++) {
+		if (!b->o.kernel || b->why[0])
+			return;
+		if (swap_on(&s, b->o.bytes / 2, b->o.bytes)) {
+			snprintf(b->why, sizeof(b->why), "%s", s.why);
+			return;
+		}
+		r = kernel_run(&s, b->content, b->o.bytes, loads, LOADS_MAX, f, &wrong);
+		if (swap_off(&s))
+			errx(1, "%s", s.why);
+		b->kernel_failed += r && !guest_stop;
 	}
-	r = kernel_run(&s, b->content, b->o.bytes, loads, LOADS_MAX, f, &wrong);
-	if (swap_off(&s))
-		errx(1, "%s", s.why);
-	if (r) {
-		/* Out of memory in the cgroup happens to it. */
-		b->kernel_failed++;
+	if (r)
 		return;
-	}
 	b->wrong += wrong;
 	for (unsigned int i = 0; i < LOADS_MAX; i++)
 		load_figures(b, round, i, true, &f[i]);
@@ -299,7 +374,7 @@ static int report(struct bench *b, const double *load_before)
 	if (b->why[0])
 		printf("no kernel side: %s\n", b->why);
 	if (b->kernel_failed)
-		printf("kernel side: %llu rounds failed (killed for want of memory)\n",
+		printf("kernel side: ended %llu times, as out of memory, and begun again\n",
 		       (unsigned long long)b->kernel_failed);
 	printf("pages with wrong content: %llu\n", (unsigned long long)b->wrong);
 	if (b->o.json) {
@@ -313,7 +388,7 @@ static int report(struct bench *b, const double *load_before)
 	}
 	if (b->wrong)
 		r = 1;
-	if (!sane(&b->table, "quiet.ebb.p50_us") || !sane(&b->table, "quiet.bare.p50_us") ||
+	if (!sane(&b->table, "quiet.any.ebb.p50_us") || !sane(&b->table, "quiet.any.bare.p50_us") ||
 	    (b->o.load_rounds && !sane(&b->table, "load1.ebb.p99_us"))) {
 		fprintf(stderr, "there are no figures\n");
 		r = 1;

@@ -92,6 +92,14 @@ void ebb_overhead(struct ebb *e, struct ebb_overhead *out)
 		stored ? 100.0 * (double)ebb_number(e, "store-overhead-bytes") / (double)stored : 0;
 }
 
+void ebb_counters(struct ebb *e, struct ebb_counters *out)
+{
+	out->faults = ebb_number(e, "faults");
+	out->parked = ebb_number(e, "faults-parked");
+	out->evictions = ebb_number(e, "evictions");
+	out->evict_cpu_ns = ebb_number(e, "evict-cpu-ns");
+}
+
 uint64_t ebb_stop(struct ebb *e, const struct guest_content *c)
 {
 	uint64_t wrong;

@@ -23,6 +23,10 @@ struct ebb_overhead {
 	double policy_percent; /* of guest RAM */
 };
 
+struct ebb_counters {
+	uint64_t faults, parked, evictions, evict_cpu_ns;
+};
+
 /* Fills `bytes` of RAM and attaches it. 0 or -errno: the memory cannot be had. */
 int ebb_start(struct ebb *e, const struct guest_content *c, enum native_kind kind, uint64_t bytes);
 /* Takes everything back that can be had; returns the bytes that are evicted now. */
@@ -31,6 +35,7 @@ uint64_t ebb_reclaim(struct ebb *e);
 void ebb_limit(struct ebb *e, uint64_t bytes);
 void ebb_prefetch_policy(struct ebb *e, const char *name);
 void ebb_overhead(struct ebb *e, struct ebb_overhead *out);
+void ebb_counters(struct ebb *e, struct ebb_counters *out);
 uint64_t ebb_number(struct ebb *e, const char *name);
 /* Detaches, verifies and ends the daemon; returns wrong pages. */
 uint64_t ebb_stop(struct ebb *e, const struct guest_content *c);
