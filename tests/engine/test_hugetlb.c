@@ -113,8 +113,8 @@ static void writes(struct rig *r)
 	kt_set_free_huge_pages(UNITS);
 	rig_start(r, "", "delay-us = 5000");
 	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
-	rig_writer_start(&w, r, 0, UNITS, 300);
-	for (int i = 0; i < 6; i++)
+	rig_writer_start(&w, r, 0, UNITS, 5000);
+	for (int i = 0; i < 12; i++)
 		rig_reclaim(r, 0);
 	rig_writer_stop(&w);
 	CHECK(rig_number(r, "evictions") > 0);
