@@ -92,7 +92,7 @@ int bare_new(enum native_kind kind, uint32_t units, struct bare **out)
 	if (!b)
 		return -ENOMEM;
 	b->units = units;
-	b->unit_bytes = kind == NATIVE_HUGETLB ? HUGE : GUEST_PAGE;
+	b->unit_bytes = kind == NATIVE_SHMEM ? GUEST_PAGE : HUGE;
 	b->uffd = -1;
 	r = native_ram_make(&b->ram, "bare", (size_t)units * b->unit_bytes, kind);
 	if (r) {
