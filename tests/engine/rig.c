@@ -303,7 +303,7 @@ void rig_writer_stop(struct rig_writer *w)
 	CHECK(!pthread_join(w->thread, NULL));
 }
 
-size_t rig_writer_lost(const struct rig_writer *w)
+size_t rig_writer_lost(struct rig_writer *w)
 {
 	size_t lost = 0;
 
@@ -316,5 +316,7 @@ size_t rig_writer_lost(const struct rig_writer *w)
 			printf("unit %zu: %llu writes, %llu are there\n", w->first + i,
 			       (unsigned long long)w->count[i], (unsigned long long)found);
 	}
+	free(w->count);
+	w->count = NULL;
 	return lost;
 }

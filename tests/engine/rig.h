@@ -89,7 +89,7 @@ struct rig_writer {
 void rig_writer_start(struct rig_writer *w, struct rig *r, size_t first, size_t n,
 		      unsigned int pause_us);
 void rig_writer_stop(struct rig_writer *w);
-/* Units whose counter is not what was written. */
-size_t rig_writer_lost(const struct rig_writer *w);
+/* Units whose counter is not what was written. Once, after the stop: it frees. */
+size_t rig_writer_lost(struct rig_writer *w);
 
 #endif

@@ -41,6 +41,7 @@ static void faults(struct rig *r, struct alloc_counts *c)
 		rig_writer_start(&w, r, 0, r->units, 50);
 		rig_reclaim(r, 0);
 		rig_writer_stop(&w);
+		CHECK_EQ(rig_writer_lost(&w), 0);
 		for (size_t i = 0; i < r->units; i++)
 			rig_tag(r, i, 1);
 	}

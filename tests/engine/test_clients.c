@@ -89,9 +89,9 @@ static void exits(struct rig *r)
 		usleep(10000);
 	CHECK_EQ(daemon_fds(&r->d), fds);
 	/* Three VMs of 8 MiB each were stored meanwhile. */
-	for (int i = 0; i < 300 && daemon_rss(r) > rss + 2 * MIB; i++)
+	for (int i = 0; i < 300 && daemon_rss(r) > rss + RSS_SLACK_MIB * MIB; i++)
 		usleep(10000);
-	CHECK(daemon_rss(r) <= rss + 2 * MIB);
+	CHECK(daemon_rss(r) <= rss + RSS_SLACK_MIB * MIB);
 	fd_close(&r->events);
 	daemon_stop(&r->d);
 }
