@@ -2,12 +2,15 @@
 /* test_loads.c: what comes back is what went, or a memory error, and never zeroes instead. */
 #include "engine/rig.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define MIB ((size_t)1 << 20)
+#define MIB	  ((size_t)1 << 20)
+#define SHMEM_THP "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
 /* Resident, and the VMM punched it away: it reads as zero, and the VM goes on. */
 static void discarded(struct rig *r)
@@ -244,10 +247,12 @@ static void quit(struct rig *r)
  */
 static void foreign_zeroes(struct rig *r)
 {
-	int status;
+	int status, lock;
 	pid_t pid;
 
-	if (!kt_set("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise"))
+	/* Two at a time would put back what the other one has set. */
+	lock = open(SHMEM_THP, O_RDONLY | O_CLOEXEC);
+	if (lock < 0 || flock(lock, LOCK_EX) || !kt_set(SHMEM_THP, "advise"))
 		SKIP("huge pages of shmem");
 	rig_start(r, "", "");
 	CHECK_EQ(native_ram_make(&r->ram, "ram", MIB, NATIVE_SHMEM), 0);
