@@ -245,7 +245,8 @@ static int open_spaces(struct takeover *t, struct error *e)
 				  eng->slots[tier].name, error_text(r));
 			break;
 		}
-		qsort(h->list, h->n, sizeof(*h->list), compare_handles);
+		if (h->n)
+			qsort(h->list, h->n, sizeof(*h->list), compare_handles);
 		freed = loader_channel(ld, tier)
 				? backend_retain(loader_channel(ld, tier),
 						 atomic_load(&t->vm->spaces[tier]), h->list, h->n)
