@@ -72,13 +72,14 @@ static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool wri
 	hist_record(&vm->fault_latency, now - start_ns);
 	if ((flags & FAULT_REFAULT) ||
 	    atomic_load_explicit(&vm->reclaim_wants_faults, memory_order_relaxed)) {
-		uint64_t slot = atomic_fetch_add(&vm->fault_ring.head, 1) % FAULT_RING;
+		uint64_t at = atomic_fetch_add(&vm->fault_ring.head, 1) % FAULT_RING;
+		struct fault_slot *slot = &vm->fault_ring.slots[at];
+		uint64_t what = flags | (write ? EBB_FAULT_WRITE : 0);
 
-		vm->fault_ring.slots[slot] =
-			(struct ebb_fault){.unit = b->first_unit + unit,
-					   .flags = flags | (write ? EBB_FAULT_WRITE : 0),
-					   .thread = thread,
-					   .time_ns = now};
+		atomic_store_explicit(&slot->unit, b->first_unit + unit, memory_order_relaxed);
+		atomic_store_explicit(&slot->time_ns, now, memory_order_relaxed);
+		atomic_store_explicit(&slot->flags_thread, what << 32 | thread,
+				      memory_order_relaxed);
 	}
 	if (p && (flags & EBB_FAULT_LOADED)) {
 		struct ebb_fault f = {.unit = b->first_unit + unit,

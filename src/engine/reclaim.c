@@ -163,7 +163,12 @@ static void drain_fault_ring(struct vm *vm, struct policy_instance *p)
 	if (head - r->tail > FAULT_RING)
 		r->tail = head - FAULT_RING;
 	for (; r->tail < head; r->tail++) {
-		struct ebb_fault f = r->slots[r->tail % FAULT_RING];
+		struct fault_slot *slot = &r->slots[r->tail % FAULT_RING];
+		uint64_t what = atomic_load(&slot->flags_thread);
+		struct ebb_fault f = {.unit = atomic_load(&slot->unit),
+				      .flags = (uint32_t)(what >> 32),
+				      .thread = (uint32_t)what,
+				      .time_ns = atomic_load(&slot->time_ns)};
 
 		if (f.flags & FAULT_REFAULT)
 			policy_on_outcome(p, EBB_OUTCOME_REFAULT, &f.unit, 1);

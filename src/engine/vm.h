@@ -133,10 +133,15 @@ struct prefetch_ring {
 /* Faults that the reclaim policy is told of later; old ones are overwritten. */
 #define FAULT_REFAULT (UINT32_C(1) << 31) /* in flags: soon after its eviction; ours */
 #define FAULT_RING    1024u
+/* Words of their own, because a slot may be overwritten while it is read: these are hints. */
+struct fault_slot {
+	_Atomic uint64_t unit, time_ns;
+	_Atomic uint64_t flags_thread; /* flags in the upper half */
+};
 struct fault_ring {
 	_Atomic uint64_t head;
 	uint64_t tail; /* under policy_lock */
-	struct ebb_fault slots[FAULT_RING];
+	struct fault_slot slots[FAULT_RING];
 };
 
 struct vm_policy {
