@@ -77,7 +77,8 @@ class Ebb:
         self.log = open(os.path.join(self.dir.name, "log"), "w+")
         self.p = subprocess.Popen([os.path.join(BUILD, "ebbd"), "--runtime-dir", self.dir.name],
                                   stderr=self.log)
-        until(lambda: os.path.exists(self.control) or self.p.poll() is not None, "ebbd")
+        until(lambda: os.path.exists(self.control) and os.path.exists(self.attach) or
+              self.p.poll() is not None, "ebbd")
 
     def ctl(self, *words):
         r = subprocess.run([os.path.join(BUILD, "ebbctl"), "--socket", self.control, "--json",
