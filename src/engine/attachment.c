@@ -721,6 +721,7 @@ void block_retire(struct loader *ld, struct block *b)
 	engine_barrier(vm->eng);
 	pthread_rwlock_wrlock(&vm->structure);
 	unaccount(ld, b);
+	loader_flush_frees(ld);
 	for (unsigned int i = 0; i < BLOCK_MAPPINGS_MAX; i++)
 		free(gone[i]);
 	pthread_mutex_lock(&vm->lock);
@@ -976,6 +977,25 @@ void engine_attachment_put(struct attachment *a)
 	attachment_unref(a);
 }
 
+/*
+ * What a dead VM has open in the backends. The VM itself may live for long, its client holds a
+ * reference, and nobody would find it any more when a backend is removed.
+ */
+static void close_stores(struct vm *vm)
+{
+	pthread_rwlock_wrlock(&vm->structure);
+	pthread_mutex_lock(&vm->op_lock);
+	if (vm->op_loader)
+		loader_close(vm->op_loader);
+	free(vm->op_loader);
+	vm->op_loader = NULL;
+	pthread_mutex_lock(&vm->lock);
+	backends_close_spaces(vm);
+	pthread_mutex_unlock(&vm->lock);
+	pthread_mutex_unlock(&vm->op_lock);
+	pthread_rwlock_unlock(&vm->structure);
+}
+
 void vm_remove(struct vm *vm)
 {
 	struct engine *eng = vm->eng;
@@ -997,6 +1017,7 @@ void vm_remove(struct vm *vm)
 	vm_ref(vm);
 	unlink_vm(vm);
 	engine_barrier(eng);
+	close_stores(vm);
 	engine_emit(eng, EVENT_VM_DETACHED, vm->name, "", 0, "%s", "");
 	for (unsigned int i = 0; i < n; i++)
 		attachment_unref(gone[i]);

@@ -91,19 +91,31 @@ unsigned int backends_find(struct engine *eng, const char *name)
 	return 0;
 }
 
-int backends_space(struct vm *vm, unsigned int tier)
+struct backend *backends_use(struct engine *eng, unsigned int tier)
 {
-	struct backend *be = atomic_load(&vm->eng->slots[tier].backend);
+	struct backend_slot *slot = &eng->slots[tier];
+	struct backend *be;
+
+	/* Counted first: whoever takes the backend away looks at the count after that. */
+	atomic_fetch_add(&slot->users, 1);
+	be = atomic_load(&slot->backend);
+	if (!be)
+		atomic_fetch_sub(&slot->users, 1);
+	return be;
+}
+
+void backends_unuse(struct engine *eng, unsigned int tier)
+{
+	atomic_fetch_sub(&eng->slots[tier].users, 1);
+}
+
+static int open_space(struct backend *be, struct vm *vm, unsigned int tier)
+{
 	struct ebb_space_params params = {.size = sizeof(params), .vm_name = vm->name};
 	struct backend_space *space;
-	struct space_ctx *sc;
+	struct space_ctx *sc = malloc(sizeof(*sc));
 	int r;
 
-	if (!be)
-		return -ENOENT;
-	if (atomic_load(&vm->spaces[tier]))
-		return 0;
-	sc = malloc(sizeof(*sc));
 	if (!sc)
 		return -ENOMEM;
 	*sc = (struct space_ctx){vm, tier};
@@ -132,12 +144,35 @@ int backends_space(struct vm *vm, unsigned int tier)
 	return 0;
 }
 
-static void close_space(struct vm *vm, unsigned int tier)
+int backends_space(struct vm *vm, unsigned int tier)
+{
+	struct backend *be;
+	int r;
+
+	/* Whoever drains it sets this first, and takes vm.lock before it looks at the VM. */
+	if (atomic_load(&vm->eng->slots[tier].draining))
+		return -EBUSY;
+	if (atomic_load(&vm->spaces[tier]))
+		return 0;
+	be = backends_use(vm->eng, tier);
+	if (!be)
+		return -ENOENT;
+	r = open_space(be, vm, tier);
+	if (r)
+		backends_unuse(vm->eng, tier);
+	return r;
+}
+
+/* A space that vm.spaces does not name any more. */
+static void close_space(struct vm *vm, unsigned int tier, struct backend_space *space)
 {
 	char prefix[64];
 	size_t len;
 
-	backend_space_close(atomic_exchange(&vm->spaces[tier], NULL));
+	if (!space)
+		return;
+	backend_space_close(space);
+	backends_unuse(vm->eng, tier);
 	free(vm->space_ctx[tier]);
 	vm->space_ctx[tier] = NULL;
 	vm->space_ram_bytes[tier] = 0;
@@ -150,8 +185,7 @@ static void close_space(struct vm *vm, unsigned int tier)
 void backends_close_spaces(struct vm *vm)
 {
 	for (unsigned int t = 1; t < PE_TIERS; t++)
-		if (atomic_load(&vm->spaces[t]))
-			close_space(vm, t);
+		close_space(vm, t, atomic_exchange(&vm->spaces[t], NULL));
 }
 
 int backends_default_tiers(struct engine *eng, struct vm *vm)
@@ -159,14 +193,16 @@ int backends_default_tiers(struct engine *eng, struct vm *vm)
 	unsigned int t = backends_find(eng, "compressed");
 	int r;
 
+	if (t && atomic_load(&eng->slots[t].draining))
+		t = 0;
 	for (unsigned int i = 1; i < PE_TIERS && !t; i++)
-		if (atomic_load(&eng->slots[i].backend))
+		if (atomic_load(&eng->slots[i].backend) && !atomic_load(&eng->slots[i].draining))
 			t = i;
 	if (!t)
 		return 0; /* nothing can be stored; zero pages still can be taken */
 	r = backends_space(vm, t);
 	if (r)
-		return r;
+		return r == -EBUSY || r == -ENOENT ? 0 : r; /* it was removed just now */
 	vm->tiers[0] = t;
 	vm->n_tiers = 1;
 	return 0;
@@ -230,23 +266,32 @@ static int drain_block(struct loader *ld, struct block *b, unsigned int tier, st
 
 		if (atomic_load(&p->cancel))
 			return -ECANCELED;
+		if (atomic_load(&b->vm->dead))
+			return 0;
 		if (page_entry_tier(e) != tier)
 			continue;
 		if (page_entry_state(e) == PE_RESIDENT || page_entry_state(e) == PE_PINNED) {
 			/* A clean copy: forget it. */
-			if ((e & PE_COPY) && page_table_cas(&b->table, u, &e,
-							    page_entry_bare(page_entry_state(e)))) {
-				atomic_fetch_sub(&b->vm->copies, (int64_t)block_unit_bytes(b));
-				atomic_fetch_sub(&b->vm->tier_units[tier],
-						 (int64_t)block_unit_bytes(b));
-				loader_free_handle(ld, b->vm, tier, page_entry_handle(e));
+			if (!page_table_cas(&b->table, u, &e,
+					    page_entry_bare(page_entry_state(e)))) {
+				u--; /* once more */
+				continue;
 			}
+			if (!(e & PE_COPY))
+				continue;
+			atomic_fetch_sub(&b->vm->copies, (int64_t)block_unit_bytes(b));
+			atomic_fetch_sub(&b->vm->tier_units[tier], (int64_t)block_unit_bytes(b));
+			loader_free_handle(ld, b->vm, tier, page_entry_handle(e));
 			continue;
 		}
 		r = loader_bring_back(ld, b, u, false);
 		if (r == -EBUSY || r == -EAGAIN || r == -ENOMEM) {
 			usleep(1000);
 			u--; /* once more */
+			continue;
+		}
+		if (r == 1) {
+			u--; /* somebody brought it back: is a copy left? */
 			continue;
 		}
 		if (r < 0 && r != -EIO && r != -ESRCH)
@@ -281,16 +326,54 @@ static int drain_vm(struct engine *eng, struct vm *vm, unsigned int tier, struct
 		if (b)
 			r = drain_block(ld, b, tier, p);
 	}
+	loader_flush_frees(ld);
 	pthread_rwlock_unlock(&vm->structure);
 	loader_close(ld);
 	free(ld);
 	return r;
 }
 
+/*
+ * Takes a backend that holds nothing any more away from everybody, and closes it: unpublished, then
+ * no thread is in its spaces or has handles to give back, then they go, and when the last channel
+ * is closed the backend does.
+ */
+static void take_away(struct engine *eng, unsigned int t, struct vm **vms, unsigned int n)
+{
+	struct backend *be = atomic_exchange(&eng->slots[t].backend, NULL);
+	struct backend_space *gone[ENGINE_VMS_MAX];
+
+	for (unsigned int i = 0; i < n; i++) {
+		pthread_mutex_lock(&vms[i]->op_lock);
+		if (vms[i]->op_loader)
+			loader_refresh(vms[i]->op_loader, 1);
+		pthread_mutex_unlock(&vms[i]->op_lock);
+		pthread_mutex_lock(&vms[i]->lock);
+		gone[i] = atomic_exchange(&vms[i]->spaces[t], NULL);
+		pthread_mutex_unlock(&vms[i]->lock);
+	}
+	/* Twice: a thread may have looked at the slot before, and pass only now. */
+	engine_barrier(eng);
+	engine_barrier(eng);
+	for (unsigned int i = 0; i < n; i++) {
+		pthread_rwlock_wrlock(&vms[i]->structure);
+		pthread_mutex_lock(&vms[i]->lock);
+		close_space(vms[i], t, gone[i]);
+		pthread_mutex_unlock(&vms[i]->lock);
+		pthread_rwlock_unlock(&vms[i]->structure);
+	}
+	/* Jobs, and VMs that are just going. */
+	while (atomic_load(&eng->slots[t].users))
+		usleep(1000);
+	/* Whoever lists the backends holds the lock. */
+	pthread_mutex_lock(&eng->lock);
+	pthread_mutex_unlock(&eng->lock);
+	backend_close(be);
+}
+
 int engine_backend_remove(struct engine *eng, const char *name, struct progress *p, struct error *e)
 {
 	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
-	struct backend *be;
 	unsigned int t, n;
 	int r = 0;
 
@@ -321,21 +404,7 @@ int engine_backend_remove(struct engine *eng, const char *name, struct progress 
 				  "VM %s: %s", vms[i]->name, error_text(r));
 	}
 	if (!r) {
-		/* Unpublished, then no thread has it, then it goes. */
-		be = atomic_exchange(&eng->slots[t].backend, NULL);
-		engine_barrier(eng);
-		engine_barrier(eng);
-		for (unsigned int i = 0; i < n; i++) {
-			pthread_mutex_lock(&vms[i]->op_lock);
-			if (vms[i]->op_loader)
-				loader_refresh(vms[i]->op_loader, 1);
-			pthread_mutex_unlock(&vms[i]->op_lock);
-			pthread_mutex_lock(&vms[i]->lock);
-			if (atomic_load(&vms[i]->spaces[t]))
-				close_space(vms[i], t);
-			pthread_mutex_unlock(&vms[i]->lock);
-		}
-		backend_close(be);
+		take_away(eng, t, vms, n);
 		log_info("backend %s removed", name);
 	}
 	atomic_store(&eng->slots[t].draining, false);

@@ -269,7 +269,9 @@ static void read_run(struct evict_context *c, struct block *b, unsigned int i, u
 			it->to = page_entry_with_copy(0, PE_TIER_FILL, pattern);
 			it->outcome = EBB_OUTCOME_ZERO;
 			it->step = STORED;
-		} else if ((it->entry & PE_COPY) && copy_is_good(c, b, it, buf)) {
+		} else if ((it->entry & PE_COPY) &&
+			   !atomic_load(&c->eng->slots[page_entry_tier(it->entry)].draining) &&
+			   copy_is_good(c, b, it, buf)) {
 			it->to = it->entry & (PE_TIER_MASK | PE_HANDLE_MASK);
 			it->outcome = EBB_OUTCOME_CLEAN;
 			it->step = STORED;

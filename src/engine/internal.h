@@ -33,6 +33,7 @@ struct backend_slot {
 	char name[PLUGIN_NAME_MAX], driver[PLUGIN_NAME_MAX];
 	_Atomic(struct backend *) backend;
 	_Atomic bool draining;
+	_Atomic unsigned int users;	/* channels and spaces that are open in it */
 	_Atomic uint64_t full_until_ns; /* after -ENOSPC: do not ask before */
 	_Atomic uint64_t failures;
 };
@@ -298,8 +299,12 @@ void backends_init(struct engine *eng);
 void backends_free(struct engine *eng); /* no VM is left */
 unsigned int backends_find(struct engine *eng, const char *name);
 int backends_default_tiers(struct engine *eng, struct vm *vm);
+/* The backend of a tier, which stays open until backends_unuse(); NULL when there is none. */
+struct backend *backends_use(struct engine *eng, unsigned int tier);
+void backends_unuse(struct engine *eng, unsigned int tier);
 /* Makes sure that the VM has a space in a tier. Under vm.lock. */
 int backends_space(struct vm *vm, unsigned int tier);
+/* Nobody is in them any more: with the last reference, or under vm.structure and vm.lock. */
 void backends_close_spaces(struct vm *vm);
 void backends_note_full(struct engine *eng, unsigned int tier, const char *vm);
 int policies_give(struct vm *vm, uint32_t role, const char *name,

@@ -47,13 +47,23 @@ int loader_open_brief(struct engine *eng, struct loader *ld)
 	return open_with(eng, ld, 1, 0);
 }
 
+static void close_channel(struct loader *ld, unsigned int tier)
+{
+	struct backend_channel *c = atomic_exchange(&ld->channels[tier], NULL);
+
+	if (!c)
+		return;
+	backend_channel_close(c);
+	backends_unuse(ld->eng, tier);
+}
+
 void loader_close(struct loader *ld)
 {
 	if (!ld->buffers)
 		return;
 	loader_flush_frees(ld);
-	for (unsigned int t = 0; t < PE_TIERS; t++)
-		backend_channel_close(atomic_exchange(&ld->channels[t], NULL));
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		close_channel(ld, t);
 	munmap(ld->buffers, 2 * UNIT_MAX_BYTES);
 	ld->buffers = NULL;
 }
@@ -61,17 +71,18 @@ void loader_close(struct loader *ld)
 void loader_refresh(struct loader *ld, uint32_t queue_depth)
 {
 	for (unsigned int t = 1; t < PE_TIERS; t++) {
-		struct backend *b = atomic_load(&ld->eng->slots[t].backend);
 		struct backend_channel *c = atomic_load(&ld->channels[t]);
+		struct backend *b;
 
-		if (b && !c) {
+		if (c && !atomic_load(&ld->eng->slots[t].backend)) {
+			loader_flush_frees(ld);
+			close_channel(ld, t);
+		} else if (!c && (b = backends_use(ld->eng, t))) {
 			if (backend_channel_open(b, ld->buffers, 2 * UNIT_MAX_BYTES, queue_depth,
 						 &c) == 0)
 				atomic_store(&ld->channels[t], c);
-		} else if (!b && c) {
-			loader_flush_frees(ld);
-			atomic_store(&ld->channels[t], NULL);
-			backend_channel_close(c);
+			else
+				backends_unuse(ld->eng, t);
 		}
 	}
 }
@@ -175,7 +186,8 @@ static bool keep_copy(struct vm *vm, unsigned int tier, bool write)
 	struct backend *b;
 	uint64_t bound;
 
-	if (write || tier == PE_TIER_FILL)
+	/* What a drain has brought back must not stay behind in what is going away. */
+	if (write || tier == PE_TIER_FILL || atomic_load(&vm->eng->slots[tier].draining))
 		return false;
 	b = atomic_load(&vm->eng->slots[tier].backend);
 	if (!b)

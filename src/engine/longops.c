@@ -33,6 +33,8 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 
 		if (atomic_load(&p->cancel))
 			return -ECANCELED;
+		if (atomic_load(&b->vm->dead))
+			return -ESRCH;
 		if (u % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, u, &entry) &&
 		    (page_entry_state(entry) == PE_NONE ||
 		     page_entry_state(entry) == PE_RESIDENT)) {
@@ -87,6 +89,7 @@ static int restore_vm(struct vm *vm, struct progress *p)
 		if (b && !atomic_load(&b->gone))
 			r = restore_block(ld, b, false, p);
 	}
+	loader_flush_frees(ld);
 	pthread_rwlock_unlock(&vm->structure);
 	loader_close(ld);
 	free(ld);
@@ -341,6 +344,7 @@ int engine_vm_prefetch(struct engine *eng, const char *name, struct progress *p,
 		if (b && !atomic_load(&b->gone))
 			r = prefetch_block(ld, b, p, fetched);
 	}
+	loader_flush_frees(ld);
 	pthread_rwlock_unlock(&vm->structure);
 	loader_close(ld);
 	free(ld);

@@ -284,11 +284,11 @@ int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64
 
 	pthread_rwlock_rdlock(&vm->structure);
 	pthread_mutex_lock(&vm->op_lock);
-	ld = discard_loader(vm);
-	if (!ld)
+	/* First: a VM that is dead gets no loader any more. */
+	r = find_range(a, id, offset, bytes, &b, e);
+	ld = r ? NULL : discard_loader(vm);
+	if (!r && !ld)
 		r = error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
-	else
-		r = find_range(a, id, offset, bytes, &b, e);
 	if (!r) {
 		r = discard_range(ld, b, offset, bytes, deadline_ns);
 		loader_flush_frees(ld);
@@ -457,6 +457,7 @@ int engine_pin(struct attachment *a, const char *id, uint64_t offset, uint64_t b
 		drop_pin(b, first, end - first);
 		unpin_units(b, first, end - first);
 	}
+	loader_flush_frees(ld);
 out:
 	pthread_rwlock_unlock(&vm->structure);
 	return_loader(ld);
@@ -514,6 +515,7 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 			error_set(e, -r, r == -ECANCELED ? ERROR_CANCELLED : ERROR_NO_SPACE,
 				  "region %s: cannot bring it back: %s", id, error_text(r));
 		}
+		loader_flush_frees(ld);
 	}
 	pthread_rwlock_unlock(&vm->structure);
 	if (r) {
