@@ -90,7 +90,8 @@ static struct vm *vm_with_file(struct engine *eng, dev_t dev, ino_t ino)
 	struct vm *found = NULL;
 
 	pthread_mutex_lock(&eng->lock);
-	for (struct vm *vm = eng->vms; vm && !found; vm = vm->next)
+	for (struct vm *vm = eng->vms; vm && !found; vm = vm->next) {
+		pthread_rwlock_rdlock(&vm->structure);
 		for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
 			struct block *b = atomic_load(&vm->blocks[i]);
 
@@ -100,6 +101,8 @@ static struct vm *vm_with_file(struct engine *eng, dev_t dev, ino_t ino)
 				break;
 			}
 		}
+		pthread_rwlock_unlock(&vm->structure);
+	}
 	pthread_mutex_unlock(&eng->lock);
 	return found;
 }
@@ -324,6 +327,14 @@ static int add_to(_Atomic(struct mapping *) *list, _Atomic unsigned int *n, unsi
 	return -ENOSPC;
 }
 
+static bool has_room(_Atomic(struct mapping *) *list, unsigned int first, unsigned int max)
+{
+	for (unsigned int i = first; i < max; i++)
+		if (!atomic_load(&list[i]))
+			return true;
+	return false;
+}
+
 /* Makes block, table, registration and mapping of one region of the primary. Under vm.lock. */
 int attachment_add_block(struct attachment *att, const struct attach_region *reg, struct error *e)
 {
@@ -336,7 +347,7 @@ int attachment_add_block(struct attachment *att, const struct attach_region *reg
 
 	if (r)
 		return r;
-	if (n == VM_REGIONS_MAX)
+	if (n == VM_REGIONS_MAX || !has_room(att->mappings, 0, VM_REGIONS_MAX))
 		return error_set(e, ENOSPC, ERROR_LIMIT,
 				 "no more than %d RAM blocks in a VM's life", VM_REGIONS_MAX);
 	for (unsigned int i = 0; i < n; i++) {
@@ -446,6 +457,15 @@ static int add_mapping(struct attachment *att, const struct attach_region *reg, 
 			hi = b->memfd_offset + b->bytes;
 		if (lo >= hi)
 			continue;
+		if ((lo - b->memfd_offset) % block_unit_bytes(b) || (hi - lo) % block_unit_bytes(b))
+			return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
+					 "region %s maps huge pages of region %s in part", reg->id,
+					 b->id);
+		/* Before anything is published: it could not be taken back without a barrier. */
+		if (!has_room(b->mappings, 1, BLOCK_MAPPINGS_MAX) ||
+		    !has_room(att->mappings, 0, VM_REGIONS_MAX))
+			return error_set(e, ENOSPC, ERROR_LIMIT, "too many mappings of region %s",
+					 b->id);
 		m = mapping_new(att, b, reg->host_addr + (lo - reg->memfd_offset),
 				(lo - b->memfd_offset) >> b->unit_shift,
 				(hi - lo) >> b->unit_shift);
@@ -455,15 +475,12 @@ static int add_mapping(struct attachment *att, const struct attach_region *reg, 
 		/* Registered before it is published: an eviction under way may have protected only
 		 * the other mappings, so eviction is suspended while a secondary joins. */
 		r = register_mapping(m, e);
-		if (!r && add_to(b->mappings, &b->n_mappings, 1, BLOCK_MAPPINGS_MAX, m))
-			r = error_set(e, ENOSPC, ERROR_LIMIT, "too many mappings of region %s",
-				      b->id);
-		if (!r && add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m))
-			r = error_set(e, ENOSPC, ERROR_LIMIT, "too many regions");
 		if (r) {
 			free(m);
 			return r;
 		}
+		add_to(b->mappings, &b->n_mappings, 1, BLOCK_MAPPINGS_MAX, m);
+		add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m);
 		any = true;
 	}
 	if (thp_mapped_twice(vm))
@@ -909,6 +926,8 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	} else {
 		r = attach_primary(eng, vm, att, req, e);
 	}
+	/* The VM's and the caller's; before it can be found, its process may be gone already. */
+	atomic_store(&att->refs, 2);
 	if (!r)
 		r = add_attachment(vm, att, e);
 	if (!r) {
@@ -921,7 +940,6 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	}
 	if (r)
 		goto fail;
-	atomic_store(&att->refs, 2); /* the VM's and the caller's */
 	if (req->resume)
 		attachment_wake(att);
 	if (att->secondary) {

@@ -57,7 +57,7 @@ static int env_mem_trim(void *ctx, void *space_ctx, const char *name, uint64_t o
 	(void)ctx;
 	if (r)
 		return r;
-	/* Pieces are only ever added while a space is open, so no lock is needed to find one. */
+	/* A space's own pieces stay while it is open, and none ever moves: no lock is needed. */
 	for (unsigned int i = 0; i < sc->vm->n_stores; i++) {
 		struct store_memory *s = &sc->vm->stores[i];
 

@@ -550,7 +550,7 @@ static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint
 		return 0;
 	/* After the claim: a detach sets the flag first and then waits for the claims. */
 	if (atomic_load(&b->vm->restoring) || atomic_load(&b->gone) ||
-	    atomic_load(&b->vm->suspended)) {
+	    atomic_load(&b->vm->suspended) || atomic_load(&b->vm->joining)) {
 		for (unsigned int i = 0; i < n; i++)
 			unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
 		return 0;

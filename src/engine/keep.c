@@ -57,7 +57,7 @@ static bool next_piece(struct vm *vm, char *name, int *fd, uint64_t *bytes)
 
 	pthread_mutex_lock(&vm->lock);
 	for (unsigned int i = 0; i < vm->n_stores && !any; i++) {
-		if (vm->stores[i].kept)
+		if (vm->stores[i].kept || !vm->stores[i].name[0])
 			continue;
 		snprintf(name, STORE_NAME_MAX, "%s", vm->stores[i].name);
 		*fd = read_only(vm->stores[i].fd);

@@ -51,7 +51,8 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 					atomic_fetch_sub(&b->vm->zero, bytes);
 				loader_free_handle(ld, b->vm, page_entry_tier(e),
 						   page_entry_handle(e));
-				page_table_leave(&b->table, u, page_entry_bare(PE_NONE));
+				if (page_table_leave(&b->table, u, page_entry_bare(PE_NONE)))
+					unit_wake(b, u);
 			}
 			continue;
 		}

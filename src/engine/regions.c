@@ -171,8 +171,10 @@ static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_
 		case PE_EVICTED:
 			was_evicted = true;
 			r = loader_bring_back(ld, b, unit, false);
-			if (r == -ENOMEM || r == -ESRCH || r == -EIO)
+			if (r < 0 && r != -EBUSY && r != -EAGAIN)
 				return r;
+			if (r < 0)
+				usleep(RETRY_US);
 			continue;
 		case PE_PROTECTED:
 			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
@@ -323,8 +325,10 @@ static int pin_unit(struct loader *ld, struct block *b, uint64_t unit)
 			continue;
 		case PE_EVICTED:
 			r = loader_bring_back(ld, b, unit, false);
-			if (r == -ENOMEM || r == -ESRCH || r == -EIO)
+			if (r < 0 && r != -EBUSY && r != -EAGAIN)
 				return r;
+			if (r < 0)
+				usleep(RETRY_US);
 			continue;
 		default:
 			usleep(RETRY_US);
@@ -417,6 +421,12 @@ static void unpin_units(struct block *b, uint64_t first, uint64_t count)
 	for (uint64_t u = first; u < first + count; u++) {
 		uint64_t e = page_table_get(&b->table, u);
 
+		/* Whoever owns it may have asked for the pins before this one was dropped. */
+		if (page_state_owned(page_entry_state(e))) {
+			usleep(RETRY_US);
+			u--;
+			continue;
+		}
 		if (page_entry_state(e) != PE_PINNED || unit_settled(b, u) == PE_PINNED)
 			continue;
 		if (!page_table_cas(&b->table, u, &e, page_entry_in(e, PE_RESIDENT)))
@@ -517,16 +527,16 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 		}
 		loader_flush_frees(ld);
 	}
+	/* Nothing is missing in it any more (or nobody wants it): let go. */
+	for (unsigned int i = 0; !r && i < atomic_load(&b->n_mappings); i++) {
+		m = atomic_load(&b->mappings[i]);
+		if (m)
+			uffd_unregister(m->att->uffd, m->host_addr, m->units << b->unit_shift);
+	}
 	pthread_rwlock_unlock(&vm->structure);
 	if (r) {
 		return_loader(ld);
 		return r;
-	}
-	/* Nothing is missing in it any more (or nobody wants it): let go. */
-	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
-		m = atomic_load(&b->mappings[i]);
-		if (m)
-			uffd_unregister(m->att->uffd, m->host_addr, m->units << b->unit_shift);
 	}
 	policies_resize(vm);
 	block_retire(ld, b);

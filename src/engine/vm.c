@@ -98,10 +98,10 @@ void block_free(struct block *b)
 
 static void store_drop(struct store_memory *s)
 {
-	if (s->addr)
-		munmap(s->addr, s->bytes);
-	if (s->fd >= 0)
-		close(s->fd);
+	if (!s->name[0])
+		return;
+	munmap(s->addr, s->bytes);
+	close(s->fd);
 	memset(s, 0, sizeof(*s));
 }
 
@@ -143,6 +143,7 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 {
 	struct store_memory s = {.bytes = bytes};
 	char full[128];
+	unsigned int slot;
 
 	for (unsigned int i = 0; i < vm->n_stores; i++) {
 		if (strcmp(vm->stores[i].name, name) == 0) {
@@ -153,7 +154,10 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 			return 0;
 		}
 	}
-	if (vm->n_stores == VM_STORES_MAX)
+	/* The others stay where they are: backends look up theirs without the lock. */
+	for (slot = 0; slot < vm->n_stores && vm->stores[slot].name[0];)
+		slot++;
+	if (slot == VM_STORES_MAX)
 		return -ENOSPC;
 	if (strlen(name) >= sizeof(s.name))
 		return -ENAMETOOLONG;
@@ -171,8 +175,10 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 	}
 	/* It holds guest content, or says where that is: not for core dumps. */
 	madvise(s.addr, bytes, MADV_DONTDUMP);
-	vm->stores[vm->n_stores] = s;
-	*out = &vm->stores[vm->n_stores++];
+	vm->stores[slot] = s;
+	*out = &vm->stores[slot];
+	if (slot == vm->n_stores)
+		vm->n_stores++;
 	*found = false;
 	return 0;
 }
@@ -221,8 +227,6 @@ void vm_store_close(struct vm *vm, const char *name)
 		if (vm->stores[i].kept && vm->n_unkeep < VM_STORES_MAX)
 			strcpy(vm->unkeep[vm->n_unkeep++], vm->stores[i].name);
 		store_drop(&vm->stores[i]);
-		vm->stores[i] = vm->stores[--vm->n_stores];
-		memset(&vm->stores[vm->n_stores], 0, sizeof(vm->stores[0]));
 		return;
 	}
 }
@@ -262,25 +266,23 @@ int vm_expect_peer(struct vm *vm, pid_t pid)
 		r = -ENOSPC;
 	else if (!known)
 		vm->peers[vm->n_peers++] = pid;
-	pthread_mutex_unlock(&vm->lock);
-	/* Also with -ENOSPC: whom we cannot remember must not read holes either. */
+	/* Also with -ENOSPC: whom we cannot remember must not read holes either. Under the lock, or
+	 * somebody who has just seen that there are no peers would lift it again. */
 	vm_suspend(vm, SUSPEND_SHARED, true);
+	pthread_mutex_unlock(&vm->lock);
 	return r;
 }
 
 /* Drops the peers that `gone` says yes to; with none left eviction may go on. */
 static void drop_peers(struct vm *vm, bool (*gone)(pid_t peer, pid_t pid), pid_t pid)
 {
-	bool any;
-
 	pthread_mutex_lock(&vm->lock);
 	for (unsigned int i = vm->n_peers; i-- > 0;)
 		if (gone(vm->peers[i], pid))
 			vm->peers[i] = vm->peers[--vm->n_peers];
-	any = vm->n_peers;
-	pthread_mutex_unlock(&vm->lock);
-	if (!any)
+	if (!vm->n_peers && !atomic_load(&vm->joining))
 		vm_suspend(vm, SUSPEND_SHARED, false);
+	pthread_mutex_unlock(&vm->lock);
 }
 
 static bool is_peer(pid_t peer, pid_t pid)
