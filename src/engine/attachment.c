@@ -174,7 +174,13 @@ static int block_new(struct vm *vm, const struct attach_region *reg, const struc
 	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
 	b->units = reg->size >> b->unit_shift;
 	b->first_unit = (atomic_load(&vm->units) + 63) / 64 * 64;
+	if (b->kind == BLOCK_THP)
+		b->split = calloc((b->units + 63) / 64, sizeof(*b->split));
 	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);
+	if (b->kind == BLOCK_THP && !b->split) {
+		r = error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		goto fail;
+	}
 	if (b->memfd < 0) {
 		r = error_set(e, errno, ERROR_LIMIT, "out of descriptors");
 		goto fail;
@@ -230,6 +236,12 @@ static int block_adopt(struct vm *vm, const struct attach_region *reg,
 	b->units = reg->size >> b->unit_shift;
 	b->first_unit = rb->first_unit;
 	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);
+	if (b->kind == BLOCK_THP)
+		b->split = calloc((b->units + 63) / 64, sizeof(*b->split));
+	if (b->kind == BLOCK_THP && !b->split) {
+		block_free(b);
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	}
 	if (b->memfd < 0 || !table || page_table_open(&b->table, table->addr, table->bytes) ||
 	    b->table.units != b->units || rb->first_unit + b->units > atomic_load(&vm->units)) {
 		block_free(b);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/uffd.h"
 
 /*
@@ -287,6 +288,13 @@ static void on_present_thp(struct block *b, uint64_t e, const struct wanted *f)
 {
 	int uffd = f->mapping->att->uffd;
 
+	/* A protection that outlived its eviction, as in on_present(): each access would fault. */
+	if (f->minor && thp_is_split(b, f->unit) &&
+	    page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_UNPROTECTING))) {
+		vm_count(b->vm, COUNTER_stale_faults);
+		unit_cancel(b, f->unit, e);
+		return;
+	}
 	if (!f->minor && page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING))) {
 		if (uffd_zero(uffd, f->addr, 4096) == 4096)
 			vm_count(b->vm, COUNTER_discards);

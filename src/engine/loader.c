@@ -218,9 +218,9 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 			unit_wake(b, unit);
 		return r;
 	}
-	/* An evicted unit was registered apart from its neighbours. */
+	/* An evicted unit was registered apart from its neighbours; also one discarded since. */
 	if (b->kind == BLOCK_THP) {
-		if (!was_none)
+		if (thp_is_split(b, unit))
 			thp_unprotect(b, unit);
 		collapse_push(vm, b->first_unit + unit);
 	}

@@ -79,15 +79,6 @@ static uint64_t cached_bytes(struct block *b, uint64_t unit)
 	return n;
 }
 
-/* An access to a present unit of transparent huge pages must not fault any more. */
-static void lift_thp(struct block *b, uint64_t unit)
-{
-	if (b->kind != BLOCK_THP)
-		return;
-	atomic_fetch_add(&b->splits, 1); /* thp_unprotect() counts down */
-	thp_unprotect(b, unit);
-}
-
 /* What an entry that was being worked on becomes. */
 static uint64_t repair(struct block *b, uint64_t unit, uint64_t e)
 {
@@ -98,8 +89,8 @@ static uint64_t repair(struct block *b, uint64_t unit, uint64_t e)
 	case PE_PROTECTED:
 	case PE_UNPROTECTING:
 	case PE_STORING:
-		/* A write protection that stays behind is lifted by the fault that meets it. */
-		lift_thp(b, unit);
+		/* A write protection that stays behind is lifted by the fault that meets it; for
+		 * transparent huge pages see thp_settle(). */
 		return page_entry_in(e, PE_RESIDENT);
 	case PE_PUNCHING:
 		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
@@ -109,10 +100,8 @@ static uint64_t repair(struct block *b, uint64_t unit, uint64_t e)
 		return page_entry_bare(PE_NONE);
 	case PE_LOADING:
 		have = cached_bytes(b, unit);
-		if (have == block_unit_bytes(b)) {
-			lift_thp(b, unit);
+		if (have == block_unit_bytes(b))
 			return page_entry_bare(PE_RESIDENT);
-		}
 		if (page_entry_tier(e) || page_entry_handle(e))
 			return page_entry_in(e, PE_EVICTED) | (have ? PE_PARTIAL : 0);
 		return page_entry_bare(have ? PE_RESIDENT : PE_NONE);
@@ -153,8 +142,6 @@ static void account(struct vm *vm, struct block *b, uint64_t e, uint64_t units)
 		atomic_fetch_add(&vm->tier_units[page_entry_tier(e)], bytes);
 		if (page_entry_tier(e) == PE_TIER_FILL)
 			atomic_fetch_add(&vm->zero, bytes);
-		if (b->kind == BLOCK_THP)
-			atomic_fetch_add(&b->splits, units);
 		break;
 	case PE_LOST:
 		atomic_fetch_add(&vm->lost, bytes);
@@ -209,6 +196,8 @@ static int repair_block(struct takeover *t, struct block *b)
 			restore_pin(b, u);
 		account(t->vm, b, e, 1);
 	}
+	if (b->kind == BLOCK_THP)
+		thp_settle(b);
 	return 0;
 }
 

@@ -25,6 +25,12 @@
  * kernel skips a registration with fewer modes than before), which also wakes; the next access maps
  * the huge page natively. Unregistering is safe because the unit has no hole then.
  *
+ * A bit for each unit says that it is registered MINOR, for whoever meets such a one where it
+ * should not be: a fault may cancel an eviction before its evictor comes to protecting, which then
+ * happens to a resident unit; and a unit that was discarded while it was evicted stays registered
+ * so. The bit is set after the registration and cleared before it is undone, so whenever the two
+ * cross, it is set at least where MINOR is.
+ *
  * A unit comes back by 4 KiB copies in one ioctl, which charge the VMM's memory cgroup, and is made
  * one huge page again later, off the fault path (thp_collapse), owned meanwhile: collapsing
  * installs a mapping, which must never happen under an eviction.
@@ -63,6 +69,30 @@ bool thp_may_split(struct block *b)
 	return atomic_load(&b->splits) < atomic_load(&b->max_splits);
 }
 
+bool thp_is_split(const struct block *b, uint64_t unit)
+{
+	return atomic_load(&b->split[unit / 64]) >> (unit % 64) & 1;
+}
+
+/* After its registration, while clear_split() comes before the unregistering: see above. */
+static void set_split(struct block *b, uint64_t unit)
+{
+	uint64_t bit = UINT64_C(1) << (unit % 64);
+
+	if (!(atomic_fetch_or(&b->split[unit / 64], bit) & bit))
+		atomic_fetch_add(&b->splits, 1);
+}
+
+static bool clear_split(struct block *b, uint64_t unit)
+{
+	uint64_t bit = UINT64_C(1) << (unit % 64);
+
+	if (!(atomic_fetch_and(&b->split[unit / 64], ~bit) & bit))
+		return false;
+	atomic_fetch_sub(&b->splits, 1);
+	return true;
+}
+
 /* A slot behind the primary's is in use. */
 static bool mapped_twice(struct block *b)
 {
@@ -79,14 +109,13 @@ int thp_protect(struct block *b, uint64_t unit)
 	struct iovec v;
 	int r;
 
-	/* Counted first: thp_unprotect(), which follows in any case, counts down. */
-	atomic_fetch_add(&b->splits, 1);
 	if (!m || mapped_twice(b) || !thp_may_split(b))
 		return -EBUSY;
 	addr = mapping_addr(m, unit);
 	r = uffd_register(m->att->uffd, addr, UNIT_MAX_BYTES, MISSING | MINOR);
 	if (r)
 		return r;
+	set_split(b, unit);
 	v = (struct iovec){(void *)(uintptr_t)addr, UNIT_MAX_BYTES};
 	r = pageout_zap(m->att->pidfd, &v, 1);
 	if (!r)
@@ -108,10 +137,32 @@ void thp_unprotect(struct block *b, uint64_t unit)
 	 * Between the two nothing is registered. The unit is whole, so an access meanwhile finds
 	 * its page; if the VMM punches it just then, it reads zero, as it must.
 	 */
-	uffd_unregister(m->att->uffd, addr, UNIT_MAX_BYTES);
-	uffd_register(m->att->uffd, addr, UNIT_MAX_BYTES, MISSING);
+	if (clear_split(b, unit)) {
+		uffd_unregister(m->att->uffd, addr, UNIT_MAX_BYTES);
+		uffd_register(m->att->uffd, addr, UNIT_MAX_BYTES, MISSING);
+	}
 	uffd_wake(m->att->uffd, addr, UNIT_MAX_BYTES);
-	atomic_fetch_sub(&b->splits, 1);
+}
+
+void thp_settle(struct block *b)
+{
+	struct mapping *m = atomic_load(&b->mappings[0]);
+
+	for (uint64_t u = 0, n; m && u < b->units; u += n + 1) {
+		for (n = 0; u + n < b->units; n++) {
+			enum page_state s = page_entry_state(page_table_get(&b->table, u + n));
+
+			if (s == PE_EVICTED || s == PE_LOST)
+				break;
+		}
+		if (n) {
+			uffd_unregister(m->att->uffd, mapping_addr(m, u), n * UNIT_MAX_BYTES);
+			uffd_register(m->att->uffd, mapping_addr(m, u), n * UNIT_MAX_BYTES,
+				      MISSING);
+		}
+		if (u + n < b->units)
+			set_split(b, u + n);
+	}
 }
 
 void thp_collapse(struct block *b, uint64_t unit)

@@ -17,6 +17,13 @@ bool thp_may_split(struct block *b);
 int thp_protect(struct block *b, uint64_t unit);
 /* Lifts it and wakes. The caller owns the unit, and all of it is in the page cache. */
 void thp_unprotect(struct block *b, uint64_t unit);
+/* True when the unit is registered as thp_protect() does; may be true for longer. */
+bool thp_is_split(const struct block *b, uint64_t unit);
+/*
+ * After a takeover, which cannot know how each unit is registered: those that have no copy
+ * elsewhere are registered as resident ones, the others count as protected.
+ */
+void thp_settle(struct block *b);
 /* Makes one huge page of a resident unit. Takes milliseconds; not on the fault path. */
 void thp_collapse(struct block *b, uint64_t unit);
 

@@ -93,6 +93,7 @@ void block_free(struct block *b)
 	if (b->memfd >= 0)
 		close(b->memfd);
 	pthread_mutex_destroy(&b->pin_lock);
+	free(b->split);
 	free(b);
 }
 

@@ -80,8 +80,9 @@ struct block {
 	enum block_kind kind;
 	bool minor; /* registered MINOR: large folios are possible */
 	_Atomic uint64_t splits,
-		max_splits; /* units registered apart from their neighbours (THP) */
-	_Atomic bool gone;  /* being unplugged: no eviction any more */
+		max_splits;	 /* units registered apart from their neighbours (THP) */
+	_Atomic uint64_t *split; /* a bit for each of them; NULL unless THP: see thp.c */
+	_Atomic bool gone;	 /* being unplugged: no eviction any more */
 	int memfd;
 	dev_t dev;
 	ino_t ino;

@@ -238,15 +238,31 @@ static void do_policy(struct player *o)
 static void do_discard(struct player *o)
 {
 	struct area *a = &areas[0];
-	size_t step = a->ram.page_bytes / PAGE, n = step * (1 + rng(&o->seed) % 4);
+	/* Of transparent huge pages now a part, now the whole. */
+	size_t step = o->kind == NATIVE_THP && rng(&o->seed) % 2 ? 512 : a->ram.page_bytes / PAGE;
+	size_t n = step * (1 + rng(&o->seed) % 4);
 	size_t first = rng(&o->seed) % (a->pages - n) / step * step;
 
 	take_range(a, first, n);
+	if (rng(&o->seed) % 2) {
+		do_reclaim(o);
+		daemon_ask(o->d, "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\","
+				 "\"limit\":0}}");
+		expect_return(o, "vm-set");
+	}
 	if (native_discard(o->vmm, a->ram.id, first * PAGE, n * PAGE))
 		errx(1, "discard: %s", native_error(o->vmm));
 	memset(a->generation + first, 0, n * sizeof(*a->generation));
 	for (size_t i = first; i < first + n; i += 1 + rng(&o->seed) % 3)
 		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "discarded");
+	/* A huge page is made of it behind our back. */
+	if (o->kind == NATIVE_THP)
+		usleep(100000);
+	/* Out of the page tables, not out of the file: found there again. */
+	if (madvise((char *)a->ram.addr + first * PAGE, n * PAGE, MADV_DONTNEED))
+		err(1, "madvise");
+	for (size_t i = first; i < first + n; i++)
+		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "dropped");
 	give_range(a, first, n);
 }
 
