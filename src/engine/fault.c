@@ -519,19 +519,22 @@ static void *fault_main(void *arg)
 {
 	struct fault_worker *w = arg;
 	struct epoll_event ev[16];
+	bool asked = false; /* somebody waits for us to pass */
 
 	go_first();
 	while (!atomic_load(&w->t.eng->stop)) {
 		/* Small identifiers are tiers, 0 the wake-up, everything else an attachment. */
 		int n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
 		bool pass = n <= 0;
+		/* Loads that follow on each other would put it off for ever: let them run out. */
+		bool hold = asked && w->in_flight;
 
 		for (int i = 0; i < n; i++) {
 			if (ev[i].data.u64 == 0)
-				pass = true;
+				pass = asked = true;
 			else if (ev[i].data.u64 < PE_TIERS)
 				poll_tier(w, (unsigned int)ev[i].data.u64);
-			else
+			else if (!hold)
 				serve(w, (struct attachment *)ev[i].data.ptr);
 		}
 		if (w->in_flight)
@@ -543,6 +546,7 @@ static void *fault_main(void *arg)
 				loader_refresh(&w->loader, LOADS + HUGE_LOADS);
 				watch_channels(w);
 				engine_thread_pass(&w->t);
+				asked = false;
 			}
 		}
 	}

@@ -121,6 +121,8 @@ static unsigned int sweep_block(struct block *b, uint64_t *unit, uint64_t *out, 
 		if (*unit % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, *unit, &entry) &&
 		    page_entry_state(entry) != PE_RESIDENT) {
 			*unit += PAGE_TABLE_RUN;
+			if (*unit > b->units)
+				*unit = b->units; /* the next block begins right there */
 			continue;
 		}
 		if (page_entry_state(page_table_get(&b->table, *unit)) == PE_RESIDENT)
@@ -195,7 +197,8 @@ static unsigned int pick(struct vm *vm, uint64_t units, bool urgent, uint64_t *o
 	for (uint32_t i = 0; i < k; i++)
 		for (uint64_t u = 0; u < ranges[i].count && n < ROUND_UNITS; u++)
 			out[n++] = ranges[i].first + u;
-	if (!n && urgent)
+	/* It names none, or for some time only what cannot be taken. */
+	if (urgent && (!n || atomic_load(&vm->reclaim_dry) >= DRY_ROUNDS / 2))
 		n = sweep(vm, out, (unsigned int)units);
 	return n;
 }
