@@ -187,8 +187,8 @@ struct player {
 	struct native *vmm;
 	uint64_t seed, ram_bytes, evictions;
 	enum native_kind kind;
-	bool plugged;
-	unsigned int did[8], kills;
+	bool plugged, second_tier;
+	unsigned int did[9], kills;
 	bool kill;
 };
 
@@ -327,6 +327,24 @@ static void do_pin(struct player *o)
 		errx(1, "unpin: %s", native_error(o->vmm));
 }
 
+/* A second backend, asynchronous, comes and goes; it is drained under a VM that runs. */
+static void do_backend(struct player *o)
+{
+	if (!o->second_tier) {
+		daemon_ask(o->d, "{\"execute\":\"backend-add\",\"arguments\":{\"name\":\"second\","
+				 "\"driver\":\"example\"}}");
+		expect_return(o, "backend-add");
+		daemon_ask(o->d, "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\","
+				 "\"tiers\":[\"second\",\"compressed\"]}}");
+		expect_return(o, "vm-set tiers");
+	} else {
+		daemon_ask(o->d, "{\"execute\":\"backend-remove\",\"arguments\":{\"name\":"
+				 "\"second\"}}");
+		expect_return(o, "backend-remove");
+	}
+	o->second_tier = !o->second_tier;
+}
+
 /*
  * The daemon dies at any instant, in the middle of whatever it is doing for the VM, and another
  * takes over. Nobody is in a call to it: those would only tell that it is gone.
@@ -355,12 +373,15 @@ static void operate(struct player *o, double seconds)
 {
 	static void (*const deeds[])(struct player *) = {do_limit,  do_reclaim, do_prefetch,
 							 do_policy, do_discard, do_punch,
-							 do_plug,   do_pin};
+							 do_plug,   do_pin,	do_backend};
 	uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9);
 
 	while (clock_ns() < end) {
-		unsigned int k = (unsigned int)(rng(&o->seed) % 8);
+		unsigned int k = (unsigned int)(rng(&o->seed) % 9);
 
+		/* What this backend holds does not outlive the daemon. */
+		if (k == 8 && o->kill)
+			continue;
 		/* Unplugging a block under a small limit takes its time. */
 		if (k == 6 && rng(&o->seed) % 4)
 			continue;
@@ -452,6 +473,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 		writes += workers[i].writes;
 	}
 	check_all("at the end");
+	if (o.second_tier)
+		do_backend(&o);
 	printf("checks %llu writes %llu evictions %llu faults %llu cancelled %llu busy %llu "
 	       "discards %llu parked %llu excess %llu lost %llu\n",
 	       (unsigned long long)checks, (unsigned long long)writes,
@@ -464,9 +487,11 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	       (unsigned long long)daemon_vm_number(&d, "stress", "limit-excess"),
 	       (unsigned long long)daemon_vm_number(&d, "stress", "pages-lost"));
 	printf("limits %u reclaims %u prefetches %u policies %u discards %u punches %u plugs %u "
-	       "pins %u kills %u\n",
+	       "pins %u backends %u kills %u\n",
 	       o.did[0], o.did[1], o.did[2], o.did[3], o.did[4], o.did[5], o.did[6], o.did[7],
-	       o.kills);
+	       o.did[8], o.kills);
+	if (!backend && daemon_vm_number(&d, "stress", "pages-lost"))
+		errx(1, "pages were lost");
 	if (!o.evictions && !daemon_vm_number(&d, "stress", "evictions"))
 		errx(1, "nothing was evicted: this tested nothing");
 	if (native_detach(o.vmm))
