@@ -105,7 +105,7 @@ static void fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range)
 	for (uint64_t i = 0; i < range.count; i++) {
 		struct block *at = vm_block_of(vm, range.first + i, &unit);
 
-		if (!at || !room(vm))
+		if (!at || atomic_load(&vm->dead) || !room(vm))
 			break;
 		if (at != b || n == ZAP_BATCH) {
 			if (n)

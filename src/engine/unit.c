@@ -169,13 +169,18 @@ static int fill_over(struct block *b, uint64_t unit, const void *data)
 
 /*
  * COPY or ZEROPAGE said -EEXIST: a page is there. For zeroes it is left alone. A hugetlb pool that
- * is dry says -EEXIST too (on some kernels), so there a CONTINUE has to confirm it.
+ * is dry says -EEXIST too (on some kernels), so there a CONTINUE has to confirm it, or allocating
+ * it through the file, which finds a page that is there and fails when there is none to be had.
  */
 static int fill_exists(struct block *b, struct mapping *m, uint64_t unit, const void *data)
 {
 	uint64_t addr = mapping_addr(m, unit), bytes = block_unit_bytes(b);
 
-	if (b->kind == BLOCK_HUGETLB) {
+	/* With content to come, not by a CONTINUE: the guest must not see the page before. */
+	if (b->kind == BLOCK_HUGETLB && data) {
+		if (memfd_allocate(b->memfd, block_file_offset(b, unit), bytes))
+			return -ENOMEM;
+	} else if (b->kind == BLOCK_HUGETLB) {
 		int64_t r = uffd_continue(m->att->uffd, addr, bytes, 0);
 
 		if (r == -EFAULT)

@@ -72,6 +72,16 @@ int memfd_punch(int fd, uint64_t offset, uint64_t bytes)
 	return r < 0 ? -errno : 0;
 }
 
+int memfd_allocate(int fd, uint64_t offset, uint64_t bytes)
+{
+	int r;
+
+	do {
+		r = fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+	} while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
 int memfd_read(int fd, void *buf, uint64_t bytes, uint64_t offset)
 {
 	char *p = buf;

@@ -24,6 +24,8 @@ int memfd_info(int fd, struct memfd_info *out);
 
 /* Frees [offset, offset + bytes) of the file. */
 int memfd_punch(int fd, uint64_t offset, uint64_t bytes);
+/* Makes pages for what has none, of zeroes; what is there is left alone. */
+int memfd_allocate(int fd, uint64_t offset, uint64_t bytes);
 /* Reads all of it; holes read as zeroes. -ENODATA when the file ends before. */
 int memfd_read(int fd, void *buf, uint64_t bytes, uint64_t offset);
 /* Writes all of it (not on hugetlbfs: -EINVAL). */
