@@ -9,6 +9,7 @@ import bisect
 import hashlib
 import random
 import socket
+import threading
 import time
 
 from .process import Failure, wait_for
@@ -180,3 +181,44 @@ class Redis:
                 progress(min(time.monotonic() - start, seconds), seconds)
         self.connection.pipeline(requests(), answer)
         return done
+
+
+class Load:
+    """Redis' load in a thread, while something else is done: with Load(redis) as load. What went
+    wrong in the thread is raised at the end; nothing else may use the connection until then."""
+
+    def __init__(self, redis):
+        self.redis = redis
+        self.operations = 0 # answered so far
+        self.error = None
+        self.end = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        try:
+            self.redis.load(float("inf"), self._answered, until=self.end.is_set)
+        except (Failure, OSError) as e:
+            self.error = e
+
+    def _answered(self, _done, _total):
+        self.operations += 1
+
+    def wait_answers(self, count, what, timeout=60.0):
+        """Waits for that many answers more than there are now."""
+        goal = self.operations + count
+        wait_for(lambda: self.error or self.operations >= goal, what, timeout,
+                 self.redis.guest.child)
+        if self.error:
+            raise self.error
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind, *_):
+        self.end.set()
+        if kind is not None:
+            return # an answer may never come: the thread ends with QEMU
+        self.thread.join()
+        if self.error:
+            raise self.error
