@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""scripts/demo in short, without a terminal, and interrupted: it leaves nothing behind."""
+"""scripts/demo in short, without a terminal, and interrupted after its daemon's death: it leaves
+nothing behind."""
 import os
 import re
 import signal
@@ -11,14 +12,15 @@ from ebbguest.guest import SOURCE
 from ebbguest.process import Failure, Scope, wait_for
 from ebbguest.testing import expect, main
 
-DEMO = [SOURCE + "/scripts/demo", "--seconds", "4", "--data", "120", "--memory", "512M"]
+DEMO = [SOURCE + "/scripts/demo", "--memory", "512M"]
 
 
-def start(scope, name):
+def start(scope, name, seconds, data_mib):
     """The demo, in a process group of its own, its temporary files in a folder of ours."""
     temporary = scope.path(name)
     os.mkdir(temporary)
-    child = scope.spawn("demo-" + name, DEMO, {"TMPDIR": temporary}, wait=30)
+    child = scope.spawn("demo-" + name, [*DEMO, "--seconds", str(seconds), "--data", str(data_mib)],
+                        {"TMPDIR": temporary}, wait=30)
     return child, temporary
 
 
@@ -37,11 +39,12 @@ def alive(pid):
 
 
 def test_whole(scope):
-    child, temporary = start(scope, "whole")
+    child, temporary = start(scope, "whole", 4, 120)
     wait_for(lambda: not child.running(), "the demo's end", 240)
     text = child.tail(1000)
     print(text)
     expect(child.popen.returncode == 0, "the demo succeeds")
+    expect("taken over in" in text, "another daemon took the VM over")
     expect(re.search(r"^  wrong bytes +0$", text, re.M), "no byte was wrong")
     saved = re.search(r"^  saved, net of store and overhead +(\d+) MiB", text, re.M)
     expect(saved and int(saved.group(1)) > 30, "memory was saved")
@@ -49,10 +52,10 @@ def test_whole(scope):
 
 
 def test_interrupted(scope):
-    child, temporary = start(scope, "interrupted")
-    wait_for(lambda: "Filling Redis" in child.tail(), "the guest is being filled", 60, child)
+    child, temporary = start(scope, "interrupted", 1, 64)
+    wait_for(lambda: "taken over in" in child.tail(), "the second daemon", 120, child)
     started = children(child.pid)
-    expect(len(started) >= 2, "QEMU and ebbd run")
+    expect(len(started) >= 2, "QEMU and the second ebbd run")
     child.popen.send_signal(signal.SIGINT)
     try:
         child.popen.wait(20)
