@@ -3,6 +3,7 @@
 #ifndef TESTS_ENGINE_RIG_H
 #define TESTS_ENGINE_RIG_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -84,7 +85,7 @@ struct rig_writer {
 	uint64_t *count; /* what was written to each */
 	uint64_t writes;
 	pthread_t thread;
-	volatile bool stop;
+	_Atomic bool stop;
 };
 void rig_writer_start(struct rig_writer *w, struct rig *r, size_t first, size_t n,
 		      unsigned int pause_us);

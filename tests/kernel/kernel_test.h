@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -98,7 +99,7 @@ struct kt_access {
 	volatile char *at;
 	char value; /* written, or what was read */
 	bool write;
-	volatile bool done;
+	_Atomic bool done;
 };
 void kt_access_start(struct kt_access *a, char *at); /* reads */
 void kt_access_start_write(struct kt_access *a, char *at, char value);
