@@ -4,39 +4,52 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
-int bits_init(struct bits *b, uint64_t n)
+/* Words of each level; returns how many levels, 0 when they are too many. */
+static unsigned int measure(uint64_t n, uint64_t words[BITS_LEVELS])
 {
-	uint64_t words[BITS_LEVELS], total = 0, left = n;
-	uint64_t *map;
+	unsigned int levels = 0;
 
-	memset(b, 0, sizeof(*b));
 	do {
-		if (b->levels == BITS_LEVELS)
-			return -EINVAL;
-		left = (left + 63) / 64;
-		words[b->levels++] = left;
-		total += left;
-	} while (left > 1);
-	map = mmap(NULL, total * 8, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (map == MAP_FAILED)
-		return -errno;
-	b->map_bytes = total * 8;
-	b->n = n;
-	for (unsigned int l = 0; l < b->levels; l++) {
-		b->level[l] = map;
-		map += words[l];
-	}
-	return 0;
+		if (levels == BITS_LEVELS)
+			return 0;
+		n = (n + 63) / 64;
+		words[levels++] = n;
+	} while (n > 1);
+	return levels;
 }
 
-void bits_destroy(struct bits *b)
+uint64_t bits_bytes(uint64_t n)
 {
-	if (b->map_bytes)
-		munmap(b->level[0], b->map_bytes);
+	uint64_t words[BITS_LEVELS], total = 0;
+	unsigned int levels = measure(n, words);
+
+	for (unsigned int l = 0; l < levels; l++)
+		total += words[l];
+	return total * 8;
+}
+
+uint64_t bits_bytes_used(const struct bits *b, uint64_t top)
+{
+	uint64_t words = top / 64 + 1; /* one word more is looked at */
+
+	if (words > b->words[0])
+		words = b->words[0];
+	return (uint64_t)(b->level[0] + words - b->level[b->levels - 1]) * 8;
+}
+
+int bits_init(struct bits *b, uint64_t n, void *memory)
+{
+	uint64_t *at = memory;
+
 	memset(b, 0, sizeof(*b));
+	b->levels = measure(n, b->words);
+	if (!b->levels)
+		return -EINVAL;
+	b->n = n;
+	for (unsigned int l = b->levels; l-- > 0; at += b->words[l])
+		b->level[l] = at;
+	return 0;
 }
 
 void bits_add(struct bits *b, uint64_t i)
@@ -70,7 +83,7 @@ int64_t bits_lowest_absent(const struct bits *b)
 			return -1;
 		word = word * 64 + (uint64_t)__builtin_ctzll(~w);
 		/* Bits that stand for no word are never set: found one, all words are full. */
-		if (l && word >= (uint64_t)(b->level[l] - b->level[l - 1]))
+		if (l && word >= b->words[l - 1])
 			return -1;
 	}
 	return word < b->n ? (int64_t)word : -1;

@@ -20,7 +20,8 @@
  *   handles.c  the table through which handles find their objects, so that those can move
  *   object.c   store, load and free
  *   compact.c  moving objects together, giving memory back (maintain)
- *   recover.c  taking over what another daemon left
+ *   recover.c  taking over what another daemon left at its death
+ *   running.c  taking over what a living one hands over
  *   codec.c    lz4 and zstd, with their memory taken beforehand
  *
  * Content that does not shrink by at least 1/32 is kept as it is. Lengths above 64 KiB are cut
@@ -340,6 +341,30 @@ static int store_stats(void *instance, struct ebb_stat *out, uint32_t n)
 	return COUNTERS;
 }
 
+static int store_quiesce(void *instance)
+{
+	struct store *st = instance;
+	int r = 0;
+
+	pthread_mutex_lock(&st->lock);
+	for (struct space *sp = st->spaces; sp && !r; sp = sp->next)
+		r = running_leave(sp);
+	pthread_mutex_unlock(&st->lock);
+	return r;
+}
+
+static int store_resume(void *instance)
+{
+	struct store *st = instance;
+	int r = 0;
+
+	pthread_mutex_lock(&st->lock);
+	for (struct space *sp = st->spaces; sp && !r; sp = sp->next)
+		r = running_resume(sp);
+	pthread_mutex_unlock(&st->lock);
+	return r;
+}
+
 static int store_maintain(void *space, uint32_t budget_us)
 {
 	return compact(space, budget_us);
@@ -369,6 +394,8 @@ __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_ent
 		.stats = store_stats,
 		.maintain = store_maintain,
 		.config = store_config,
+		.quiesce = store_quiesce,
+		.resume = store_resume,
 	};
 
 	return &backend;

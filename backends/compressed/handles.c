@@ -2,7 +2,6 @@
 /* handles.c: the handle table: which entries are free, and their generations. */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "store.h"
 
@@ -19,26 +18,9 @@
  * are forgotten; a salt then makes the next first ones differ from those before.
  */
 
-int handles_init(struct space *sp)
+void handles_init(struct space *sp)
 {
-	uint64_t n = sp->n_handles / ENTRIES_PER_PAGE;
-	void *p;
-
 	store_lock_init(&sp->table_lock);
-	sp->pages_bytes = n * sizeof(*sp->pages);
-	p = mmap(NULL, sp->pages_bytes, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED)
-		return -errno;
-	sp->pages = p;
-	return bits_init(&sp->full_pages, n);
-}
-
-void handles_destroy(struct space *sp)
-{
-	if (sp->pages)
-		munmap(sp->pages, sp->pages_bytes);
-	bits_destroy(&sp->full_pages);
 }
 
 uint32_t handle_first_gen(const struct space *sp, uint32_t index)
@@ -85,6 +67,7 @@ static int take_from(struct space *sp, uint32_t p, uint32_t *index, uint32_t *ge
 
 int handle_take(struct space *sp, uint32_t *index, uint32_t *gen)
 {
+	uint32_t had;
 	int64_t p;
 	int r = 0;
 
@@ -94,13 +77,18 @@ int handle_take(struct space *sp, uint32_t *index, uint32_t *gen)
 		r = -ENOSPC;
 		goto out;
 	}
+	had = atomic_load(&sp->header->table_pages);
+	if (had <= p) {
+		r = running_need_table(sp, had, (uint32_t)p + 1);
+		if (r)
+			goto out;
+		atomic_store(&sp->header->table_pages, (uint32_t)p + 1);
+	}
 	if (!sp->pages[p].backed) {
 		r = space_populate(sp, sp->table_offset + (uint64_t)p * PAGE_BYTES, PAGE_BYTES);
 		if (r)
 			goto out;
 		sp->pages[p].backed = 1;
-		if (atomic_load(&sp->header->table_pages) <= (uint32_t)p)
-			atomic_store(&sp->header->table_pages, (uint32_t)p + 1);
 	}
 	r = take_from(sp, (uint32_t)p, index, gen);
 out:

@@ -15,10 +15,11 @@
  *   handle table one 8-byte entry per handle
  *   small slabs  64 KiB apart
  *   large slabs  256 KiB apart
+ *   running      what the running daemon keeps beside the truth: see running.c
  *
  * Nothing in it is a pointer. The truth is in the live entries of the handle table and in the
  * class bytes of the slabs that they name; everything else (which slots are taken, free lists,
- * sums) is kept outside and made anew from them. So:
+ * sums) is the running state, and can be made anew from them. So:
  *   - an object begins to exist with the one store that makes its entry live, after its content,
  *     its length and the class byte of its slab were written;
  *   - it ceases to exist with the one store that makes its entry free;

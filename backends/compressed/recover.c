@@ -19,7 +19,7 @@
  * were being stored or freed when the daemon died, and are freed. At last everything that no slot
  * in use needs is trimmed, whoever left it there.
  *
- * Runs in space_open(), alone with the space.
+ * Runs in space_open() or resume(), alone with the space.
  */
 
 int recover_geometry(struct space *sp)
@@ -202,7 +202,7 @@ int recover(struct space *sp)
 	const struct ebb_backend_host *host = sp->store->host;
 	struct store_header *h = sp->header;
 	uint32_t table_pages = atomic_load(&h->table_pages);
-	uint64_t refused = 0, dropped = 0, n_pages = sp->n_handles / ENTRIES_PER_PAGE;
+	uint64_t refused = 0, dropped = 0, counted, n_pages = sp->n_handles / ENTRIES_PER_PAGE;
 	uint32_t p = 0;
 	int r;
 
@@ -217,14 +217,19 @@ int recover(struct space *sp)
 	sp->mem_bytes = PAGE_BYTES +
 			(h->small_high + (uint64_t)PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES +
 			(h->large_high + (uint64_t)PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+	counted = sp->mem_bytes;
+	r = running_need(sp, h->small_high, h->large_high, table_pages);
+	if (r)
+		return r;
+	counted = sp->mem_bytes - counted; /* by the store, already */
 	for (uint32_t i = 0; i < table_pages; i++)
 		recover_table_page(sp, i, &refused);
 	r = recover_pieces(sp, table_pages, &dropped);
 	if (r)
 		return r;
 	recover_slabs(sp, 0, h->small_high, &sp->small_used, sp->large_offset);
-	recover_slabs(sp, sp->n_small, h->large_high, &sp->large_used, sp->total_bytes);
-	atomic_fetch_add(&sp->store->mem_bytes, sp->mem_bytes);
+	recover_slabs(sp, sp->n_small, h->large_high, &sp->large_used, sp->running_offset);
+	atomic_fetch_add(&sp->store->mem_bytes, sp->mem_bytes - counted);
 	handle_pages_trim(sp, &p, table_pages);
 	if (refused)
 		host->log(host->ctx, 1, "%llu damaged entries were dropped",

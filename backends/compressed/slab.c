@@ -2,7 +2,6 @@
 /* slab.c: slabs: where slots come from and where empty slabs go. */
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "store.h"
 
@@ -27,43 +26,14 @@
 #define RUN_FROM_SLABS 16u
 #define RUN_PAGES      4u
 
-static void *sparse(uint64_t bytes)
+void slab_init(struct space *sp)
 {
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
-int slab_init(struct space *sp)
-{
-	uint64_t n = (uint64_t)sp->n_small + sp->n_large;
-	int r;
-
 	pthread_mutex_init(&sp->pool_lock, NULL);
 	for (unsigned int c = 0; c < CLASSES_MAX; c++) {
 		store_lock_init(&sp->classes[c].lock);
 		for (unsigned int f = 0; f < FULLNESS; f++)
 			sp->classes[c].first[f] = NONE;
 	}
-	sp->slabs_bytes = n * sizeof(*sp->slabs);
-	sp->slabs = sparse(sp->slabs_bytes);
-	sp->states_bytes = n;
-	sp->slab_state = sparse(sp->states_bytes);
-	if (!sp->slabs || !sp->slab_state)
-		return -ENOMEM;
-	r = bits_init(&sp->small_used, sp->n_small);
-	return r ? r : bits_init(&sp->large_used, sp->n_large);
-}
-
-void slab_destroy(struct space *sp)
-{
-	if (sp->slabs)
-		munmap(sp->slabs, sp->slabs_bytes);
-	if (sp->slab_state)
-		munmap(sp->slab_state, sp->states_bytes);
-	bits_destroy(&sp->small_used);
-	bits_destroy(&sp->large_used);
 }
 
 uint64_t slab_offset(const struct space *sp, uint32_t slab)
@@ -159,6 +129,8 @@ static uint32_t pool_take_new(struct space *sp, bool large)
 		if ((sp->class_offset + slab) % PAGE_BYTES == 0)
 			if (space_populate(sp, page, PAGE_BYTES))
 				return NONE;
+		if (running_need_slabs(sp, large, atomic_load(high), (uint32_t)i + 1))
+			return NONE;
 		atomic_store(high, (uint32_t)i + 1);
 	}
 	bits_add(used, (uint64_t)i);

@@ -8,10 +8,6 @@
 
 #include "store.h"
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
 /* RAM may be plugged in later, and a slab is not all slots: room for four times the RAM. */
 #define SPAN_MIN (UINT64_C(16) << 30)
 #define SPAN_MAX (UINT64_C(2) << 40)
@@ -40,7 +36,8 @@ void space_lay_out(struct space *sp, uint64_t span)
 		sp->class_offset + round_up((uint64_t)sp->n_small + sp->n_large, PAGE_BYTES);
 	sp->small_offset = round_up(sp->table_offset + sp->n_handles * 8, LARGE_STRIDE);
 	sp->large_offset = sp->small_offset + (uint64_t)sp->n_small * SMALL_STRIDE;
-	sp->total_bytes = sp->large_offset + (uint64_t)sp->n_large * LARGE_STRIDE;
+	sp->running_offset = sp->large_offset + (uint64_t)sp->n_large * LARGE_STRIDE;
+	sp->total_bytes = sp->running_offset + running_bytes(sp);
 }
 
 static_assert(SPAN_MAX / PAGE_BYTES <= HANDLES_MAX, "every page has a handle");
@@ -99,6 +96,8 @@ static int format(struct space *sp)
 	struct store_header *h = sp->header;
 	int r = space_populate(sp, 0, PAGE_BYTES);
 
+	if (!r)
+		r = running_need(sp, 0, 0, 0);
 	if (r)
 		return r;
 	h->version = STORE_VERSION;
@@ -115,8 +114,6 @@ static int format(struct space *sp)
 
 static void space_free(struct space *sp)
 {
-	slab_destroy(sp);
-	handles_destroy(sp);
 	free(sp);
 }
 
@@ -157,12 +154,37 @@ static int space_start(struct space *sp)
 	/* Memory is accounted by the page; a huge page would bring 511 that nobody asked for. */
 	madvise(sp->base, sp->total_bytes, MADV_NOHUGEPAGE);
 	madvise(sp->base, sp->total_bytes, MADV_DONTDUMP);
-	r = slab_init(sp);
-	if (!r)
-		r = handles_init(sp);
-	if (r)
-		return r;
-	return found ? recover(sp) : format(sp);
+	slab_init(sp);
+	handles_init(sp);
+	r = running_map(sp);
+	if (r || !found)
+		return r ? r : format(sp);
+	if (running_adopt(sp))
+		return 0;
+	running_disturb(sp);
+	return space_recover_again(sp);
+}
+
+int space_recover_again(struct space *sp)
+{
+	int r;
+
+	atomic_fetch_sub(&sp->store->mem_bytes, atomic_load(&sp->mem_bytes));
+	atomic_store(&sp->mem_bytes, 0);
+	atomic_store(&sp->slabs_open, 0);
+	sp->compact = (struct compaction){.slabs = NONE};
+	sp->small_reserve.n = sp->large_reserve.n = 0;
+	sp->left_room = false;
+	for (unsigned int i = 0; i < CLASSES_MAX; i++) {
+		struct class_state *c = &sp->classes[i];
+
+		for (unsigned int f = 0; f < FULLNESS; f++)
+			c->first[f] = NONE;
+		c->slabs = 0;
+		c->slots_used = c->objects = c->logical_bytes = c->content_bytes = 0;
+	}
+	r = running_clear(sp);
+	return r ? r : recover(sp);
 }
 
 int space_open(struct store *st, const struct ebb_space_params *params, struct space **out)
@@ -209,22 +231,9 @@ void space_close(struct space *sp)
 	space_free(sp);
 }
 
-/* What the running daemon keeps beside the memfd, as far as it was ever touched. */
-static uint64_t volatile_bytes(const struct space *sp)
-{
-	uint64_t small = atomic_load(&sp->header->small_high);
-	uint64_t large = atomic_load(&sp->header->large_high);
-	uint64_t pages = atomic_load(&sp->header->table_pages);
-
-	return sizeof(*sp) + round_up(small * sizeof(struct slab), PAGE_BYTES) +
-	       round_up(large * sizeof(struct slab), PAGE_BYTES) + round_up(small, PAGE_BYTES) +
-	       round_up(large, PAGE_BYTES) +
-	       round_up(pages * sizeof(struct table_page), PAGE_BYTES);
-}
-
 void space_usage(struct space *sp, struct ebb_usage *out)
 {
-	uint64_t stored = 0;
+	uint64_t stored = 0, footprint;
 
 	for (unsigned int i = 0; i < sp->store->classes.n; i++) {
 		struct class_state *c = &sp->classes[i];
@@ -236,7 +245,8 @@ void space_usage(struct space *sp, struct ebb_usage *out)
 		pthread_mutex_unlock(&c->lock);
 	}
 	out->stored_bytes += stored;
-	out->footprint_bytes += atomic_load(&sp->mem_bytes) + volatile_bytes(sp);
-	out->overhead_bytes += atomic_load(&sp->mem_bytes) + volatile_bytes(sp) - stored;
+	footprint = atomic_load(&sp->mem_bytes) + sizeof(*sp);
+	out->footprint_bytes += footprint;
+	out->overhead_bytes += footprint - stored;
 	out->capacity_bytes = atomic_load(&sp->store->max_bytes);
 }

@@ -14,6 +14,10 @@
 #include "ebb/backend.h"
 #include "layout.h"
 
+#ifndef MADV_POPULATE_WRITE /* Linux 5.14; a C library may be older */
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define MEM_NAME "store" /* the one memfd of a space */
 #define NONE	 UINT32_MAX
 
@@ -88,13 +92,13 @@ struct space {
 	struct store_header *header;
 	_Atomic uint8_t *slab_class; /* class + 1 */
 	_Atomic uint64_t *table;
-	uint64_t table_offset, class_offset, small_offset, large_offset, total_bytes;
+	uint64_t table_offset, class_offset, small_offset, large_offset, running_offset,
+		total_bytes;
 	uint64_t n_handles;
 	uint32_t n_small, n_large;
 
 	struct slab *slabs;
-	_Atomic uint8_t *slab_state;			 /* enum slab_state */
-	uint64_t slabs_bytes, states_bytes, pages_bytes; /* lengths of the mappings */
+	_Atomic uint8_t *slab_state; /* enum slab_state */
 	struct class_state classes[CLASSES_MAX];
 
 	pthread_mutex_t table_lock;
@@ -110,6 +114,8 @@ struct space {
 	struct compaction compact;
 
 	_Atomic uint64_t mem_bytes; /* of the memfd that have memory */
+	bool left_room;		    /* for what running_leave() writes */
+	bool disturber;		    /* recovered while the daemon before was still there */
 };
 
 enum channel_counter {
@@ -180,11 +186,12 @@ void space_lay_out(struct space *sp, uint64_t span);
 int space_populate(struct space *sp, uint64_t offset, uint64_t bytes);
 /* Takes it away again; `had` is how much of it had memory. */
 int space_trim(struct space *sp, uint64_t offset, uint64_t bytes, uint64_t had);
+/* Throws the running state away and makes it anew; nobody is in the space. 0 or -errno. */
+int space_recover_again(struct space *sp);
 
 /* ---- handles.c ---- */
 
-int handles_init(struct space *sp);
-void handles_destroy(struct space *sp);
+void handles_init(struct space *sp);
 /* A free index and the generation for it. -ENOSPC. */
 int handle_take(struct space *sp, uint32_t *index, uint32_t *gen);
 /* The entry of index was made free (entry_free()) by the caller. */
@@ -197,8 +204,7 @@ uint32_t handle_first_gen(const struct space *sp, uint32_t index);
 
 /* ---- slab.c ---- */
 
-int slab_init(struct space *sp);
-void slab_destroy(struct space *sp);
+void slab_init(struct space *sp);
 
 struct slot {
 	uint32_t slab, slot;
@@ -265,6 +271,32 @@ bool object_sums(const struct space *sp, uint64_t entry, struct slot_sums *sums,
 int recover_geometry(struct space *sp);
 /* Makes the running state of such a space anew. */
 int recover(struct space *sp);
+
+/* ---- running.c ---- */
+
+/* How much room the running state takes behind the slabs. The sizes are laid out. */
+uint64_t running_bytes(const struct space *sp);
+/* Points the space at it. 0 or -EINVAL. */
+int running_map(struct space *sp);
+/*
+ * Memory for that of the first `need` slabs of a kind, or pages of the handle table, where the
+ * first `had` have it already; before it is first written. 0 or -ENOSPC. Under pool_lock,
+ * table_lock.
+ */
+int running_need_slabs(struct space *sp, bool large, uint32_t had, uint32_t need);
+int running_need_table(struct space *sp, uint32_t had, uint32_t need);
+/* The same for so many of each, in a space that has nothing of it. */
+int running_need(struct space *sp, uint32_t small, uint32_t large, uint32_t table_pages);
+/* All of it reads as zeroes again. */
+int running_clear(struct space *sp);
+/* Leaves all of it for a successor. Nobody is in the space. 0 or -ENOSPC. */
+int running_leave(struct space *sp);
+/* Takes it from there, changing nothing. False: there is none that can be used. */
+bool running_adopt(struct space *sp);
+/* About to change what the old daemon, should it go on, believes to know. */
+void running_disturb(struct space *sp);
+/* The hand-over is over: the space is in use again, by the one who calls. */
+int running_resume(struct space *sp);
 
 /* ---- compact.c ---- */
 

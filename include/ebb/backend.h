@@ -42,7 +42,7 @@
  */
 
 #define EBB_BACKEND_ABI_MAJOR 1
-#define EBB_BACKEND_ABI_MINOR 1
+#define EBB_BACKEND_ABI_MINOR 2
 
 /* Handles fit into a page table entry. 0 is a valid handle. */
 #define EBB_HANDLE_BITS 48
@@ -59,6 +59,11 @@ enum ebb_backend_cap {
 	EBB_BACKEND_REGISTERED_BUFFERS = 1 << 3,
 	/* What is stored takes host RAM (its bytes count against what eviction saves). */
 	EBB_BACKEND_IN_RAM = 1 << 4,
+	/*
+	 * Two processes cannot have the same instance open (a file that is locked, a lease): a
+	 * successor opens it only after quiesce(). Without it, as early as it can. Since ABI 1.2.
+	 */
+	EBB_BACKEND_EXCLUSIVE = 1 << 5,
 };
 
 enum ebb_io_op {
@@ -227,6 +232,19 @@ struct ebb_backend {
 	 * Since ABI 1.1.
 	 */
 	int64_t (*retain)(void *channel, void *space, const uint64_t *handles, uint64_t n);
+
+	/*
+	 * A living daemon hands over to its successor (upgrade). quiesce(): no I/O is in flight and
+	 * none comes any more; leave in the spaces' memory what makes opening them again quick, and
+	 * (EBB_BACKEND_EXCLUSIVE) let go of what a second process needs to open the instance.
+	 * After it comes either the end of the process, without close(), or resume(), when the
+	 * successor failed: be as before. The successor opens instance and spaces; its spaces find
+	 * their memory; it must change nothing there or on the device before its own resume(),
+	 * because until then the old daemon may go on. 0 or -errno: quiesce: no hand-over then;
+	 * resume: the instance is of no use. Both may be NULL: nothing to do. Since ABI 1.2.
+	 */
+	int (*quiesce)(void *instance);
+	int (*resume)(void *instance);
 };
 
 /* The one symbol that a backend exports. */

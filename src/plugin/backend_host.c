@@ -35,7 +35,7 @@
 #define OPTIONS_MAX 64
 #define KNOWN_CAPS                                                          \
 	(EBB_BACKEND_SYNC | EBB_BACKEND_MAPPABLE | EBB_BACKEND_PERSISTENT | \
-	 EBB_BACKEND_REGISTERED_BUFFERS | EBB_BACKEND_IN_RAM)
+	 EBB_BACKEND_REGISTERED_BUFFERS | EBB_BACKEND_IN_RAM | EBB_BACKEND_EXCLUSIVE)
 
 struct backend {
 	struct ebb_backend desc;
@@ -477,6 +477,20 @@ int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n)
 bool backend_maintain(struct backend_space *s, uint32_t budget_us)
 {
 	return s->b->desc.maintain && s->b->desc.maintain(s->space, budget_us) > 0;
+}
+
+int backend_quiesce(struct backend *b)
+{
+	int r = b->desc.quiesce ? b->desc.quiesce(b->instance) : 0;
+
+	return r > 0 ? -EIO : r;
+}
+
+int backend_resume(struct backend *b)
+{
+	int r = b->desc.resume ? b->desc.resume(b->instance) : 0;
+
+	return r > 0 ? -EIO : r;
 }
 
 int backend_config(struct backend *b, const struct ebb_option *opt, struct error *e)

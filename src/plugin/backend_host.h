@@ -70,6 +70,12 @@ void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage 
 int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n);
 /* One slice of idle-time work; true when there is more to do. */
 bool backend_maintain(struct backend_space *s, uint32_t budget_us);
+/*
+ * Before a hand-over to a successor, and after one that failed; or in the successor, when it has
+ * everything: see ebb_backend.quiesce. A backend without them has nothing to do. 0 or -errno.
+ */
+int backend_quiesce(struct backend *b);
+int backend_resume(struct backend *b);
 int backend_config(struct backend *b, const struct ebb_option *opt, struct error *e);
 
 #endif

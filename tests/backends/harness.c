@@ -237,3 +237,59 @@ unsigned int guest_permille(uint64_t seed)
 	/* The sum of two is not flat: most near the middle. */
 	return 60 + next_random(&state) % 300 + next_random(&state) % 300;
 }
+
+struct herd *herd_new(struct rig *r, uint32_t n, uint32_t len, unsigned int permille)
+{
+	struct herd *h = calloc(1, sizeof(*h));
+
+	assert_true(n <= HERD_MAX);
+	*h = (struct herd){.r = r,
+			   .n = n,
+			   .len = len,
+			   .permille = permille,
+			   .state = n + len,
+			   .buf = buffer_new(),
+			   .want = buffer_new()};
+	return h;
+}
+
+void herd_free(struct herd *h)
+{
+	free(h->buf);
+	free(h->want);
+	free(h);
+}
+
+void herd_fill(const struct herd *h, void *buf, uint64_t seed)
+{
+	fill(buf, h->len, seed, h->permille ? h->permille : guest_permille(seed));
+}
+
+int herd_store(struct herd *h, uint32_t i)
+{
+	uint64_t seed = next_random(&h->state) | 1;
+	int r;
+
+	herd_fill(h, h->buf, seed);
+	r = do_store(h->r->c, h->r->s, 0, h->buf, h->len, &h->handle[i]);
+	h->seed[i] = r ? 0 : seed;
+	return r;
+}
+
+void herd_drop(struct herd *h, uint32_t i)
+{
+	if (h->seed[i])
+		backend_free(h->r->c, h->r->s, &h->handle[i], 1);
+	h->seed[i] = 0;
+}
+
+void herd_check(struct herd *h, uint32_t step)
+{
+	for (uint32_t i = 0; i < h->n; i += step) {
+		if (!h->seed[i])
+			continue;
+		assert_int_equal(do_load(h->r->c, h->r->s, h->handle[i], h->buf, h->len), 0);
+		herd_fill(h, h->want, h->seed[i]);
+		assert_memory_equal(h->buf, h->want, h->len);
+	}
+}

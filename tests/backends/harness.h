@@ -83,4 +83,27 @@ void fill(void *buf, uint32_t len, uint64_t seed, unsigned int permille);
 /* A size mix as found in guests: much text-like, some nearly empty, some incompressible. */
 unsigned int guest_permille(uint64_t seed);
 
+#define HERD_MAX 60000
+
+/* A population of objects, each made from its seed alone. */
+struct herd {
+	struct rig *r;
+	uint64_t handle[HERD_MAX], seed[HERD_MAX]; /* seed 0: not there */
+	uint32_t n, len;
+	unsigned int permille; /* 0: as in guests */
+	uint64_t state;
+	uint8_t *buf, *want;
+};
+
+/* permille: how well objects compress; 0: as in guests. free it with herd_free(). */
+struct herd *herd_new(struct rig *r, uint32_t n, uint32_t len, unsigned int permille);
+void herd_free(struct herd *h);
+/* Fills buf with what an object of that seed holds. */
+void herd_fill(const struct herd *h, void *buf, uint64_t seed);
+/* Stores object i anew (drop it before, if it is there). 0 or -errno. */
+int herd_store(struct herd *h, uint32_t i);
+void herd_drop(struct herd *h, uint32_t i);
+/* Every step-th object that is there holds what was stored. */
+void herd_check(struct herd *h, uint32_t step);
+
 #endif

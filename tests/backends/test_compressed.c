@@ -12,74 +12,6 @@
 
 #include "backends/harness.h"
 
-#define MAX_OBJECTS 60000
-
-/* A population of objects, each made from its seed alone. */
-struct herd {
-	struct rig *r;
-	uint64_t handle[MAX_OBJECTS], seed[MAX_OBJECTS]; /* seed 0: not there */
-	uint32_t n, len;
-	unsigned int permille; /* 0: as in guests */
-	uint64_t state;
-	uint8_t *buf, *want;
-};
-
-static struct herd *herd_new(struct rig *r, uint32_t n, uint32_t len, unsigned int permille)
-{
-	struct herd *h = calloc(1, sizeof(*h));
-
-	assert_true(n <= MAX_OBJECTS);
-	*h = (struct herd){.r = r,
-			   .n = n,
-			   .len = len,
-			   .permille = permille,
-			   .state = n + len,
-			   .buf = buffer_new(),
-			   .want = buffer_new()};
-	return h;
-}
-
-static void herd_free(struct herd *h)
-{
-	free(h->buf);
-	free(h->want);
-	free(h);
-}
-
-static void herd_fill(const struct herd *h, void *buf, uint64_t seed)
-{
-	fill(buf, h->len, seed, h->permille ? h->permille : guest_permille(seed));
-}
-
-static int herd_store(struct herd *h, uint32_t i)
-{
-	uint64_t seed = next_random(&h->state) | 1;
-	int r;
-
-	herd_fill(h, h->buf, seed);
-	r = do_store(h->r->c, h->r->s, 0, h->buf, h->len, &h->handle[i]);
-	h->seed[i] = r ? 0 : seed;
-	return r;
-}
-
-static void herd_drop(struct herd *h, uint32_t i)
-{
-	if (h->seed[i])
-		backend_free(h->r->c, h->r->s, &h->handle[i], 1);
-	h->seed[i] = 0;
-}
-
-static void herd_check(struct herd *h, uint32_t step)
-{
-	for (uint32_t i = 0; i < h->n; i += step) {
-		if (!h->seed[i])
-			continue;
-		assert_int_equal(do_load(h->r->c, h->r->s, h->handle[i], h->buf, h->len), 0);
-		herd_fill(h, h->want, h->seed[i]);
-		assert_memory_equal(h->buf, h->want, h->len);
-	}
-}
-
 static struct ebb_usage usage_of(struct rig *r)
 {
 	struct ebb_usage u;
@@ -186,7 +118,8 @@ static void freed_memory_is_given_back_at_once(void **state)
 		herd_drop(h, i);
 	assert_true(kept_bytes(&r.kept) < full / 20);
 	maintain_all(r.s);
-	assert_true(kept_bytes(&r.kept) <= 64u << 10);
+	/* What it knew of its slabs stays, 1/400 of what was there at most. */
+	assert_true(kept_bytes(&r.kept) <= (64u << 10) + full / 400);
 	/* And it can be used again. */
 	for (uint32_t i = 0; i < 1000; i++)
 		assert_int_equal(herd_store(h, i), 0);
