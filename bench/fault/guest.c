@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -68,6 +69,45 @@ int guest_content_new(struct guest_content **out)
 	}
 	*out = c;
 	return 0;
+}
+
+static int content_of_file(const char *path, struct guest_content *c)
+{
+	FILE *f = fopen(path, "re");
+	uint32_t n = 0;
+	int r = 0;
+
+	if (!f)
+		return -errno;
+	while (n < CONTENTS && fread(c->word[n], GUEST_PAGE, 1, f) == 1)
+		n++;
+	if (!n)
+		r = -EINVAL;
+	for (uint32_t i = n; n && i < CONTENTS; i++)
+		memcpy(c->word[i], c->word[i % n], GUEST_PAGE);
+	fclose(f);
+	return r;
+}
+
+int guest_content_named(const char *name, struct guest_content **out)
+{
+	uint64_t s = UINT64_C(0x2545f4914f6cdd1d);
+	int r = guest_content_new(out);
+
+	if (r || strcmp(name, "heap") == 0)
+		return r;
+	if (strcmp(name, "zero") == 0) {
+		memset((*out)->word, 0, sizeof((*out)->word));
+	} else if (strcmp(name, "random") == 0) {
+		for (uint32_t i = 0; i < CONTENTS; i++)
+			for (uint32_t k = 0; k < WORDS; k++)
+				(*out)->word[i][k] = next_random(&s);
+	} else {
+		r = content_of_file(name, *out);
+	}
+	if (r)
+		guest_content_free(*out);
+	return r;
 }
 
 void guest_content_free(struct guest_content *c)

@@ -27,6 +27,9 @@ struct guest_ram {
 
 struct guest_content;
 int guest_content_new(struct guest_content **out);
+/* Other contents: "heap" (as above), "random", "zero" but for the first word, or pages of a file.
+ */
+int guest_content_named(const char *name, struct guest_content **out);
 void guest_content_free(struct guest_content *c);
 /* The content of page number n. */
 void guest_page(const struct guest_content *c, uint64_t n, void *out);
