@@ -249,7 +249,7 @@ static void do_io(struct channel *ch, struct ebb_io *io)
 		break;
 	case EBB_IO_LOAD:
 		channel_count(ch, COUNT_LOADS);
-		io->result = object_load(ch, io->space, io->handle, io->buf, io->len);
+		io->result = object_load(ch, io->space, io);
 		break;
 	default:
 		io->result = -EINVAL;

@@ -38,6 +38,42 @@ uint32_t handle_first_gen(const struct space *sp, uint32_t index)
 	return (uint32_t)x & GEN_MASK;
 }
 
+/* The other page of the table whose checksums lie in the same page. */
+static bool sibling_backed(const struct space *sp, uint32_t p)
+{
+	return (uint64_t)(p ^ 1) * ENTRIES_PER_PAGE < sp->n_handles && sp->pages[p ^ 1].backed;
+}
+
+static uint64_t sums_page(const struct space *sp, uint32_t p)
+{
+	return sp->sums_offset + p / 2 * (uint64_t)PAGE_BYTES;
+}
+
+/* Memory for a page of the table and its checksums. Under table_lock. */
+static int back_page(struct space *sp, uint32_t p)
+{
+	uint64_t at = sp->table_offset + p * (uint64_t)PAGE_BYTES;
+	int r = space_populate(sp, at, PAGE_BYTES);
+
+	if (!r && !sibling_backed(sp, p)) {
+		r = space_populate(sp, sums_page(sp, p), PAGE_BYTES);
+		if (r)
+			space_trim(sp, at, PAGE_BYTES, PAGE_BYTES);
+	}
+	return r;
+}
+
+/* Gives it back; returns how many bytes. Under table_lock. */
+static uint64_t unback_page(struct space *sp, uint32_t p)
+{
+	if (space_trim(sp, sp->table_offset + p * (uint64_t)PAGE_BYTES, PAGE_BYTES, PAGE_BYTES))
+		return 0;
+	sp->pages[p] = (struct table_page){0};
+	if (sibling_backed(sp, p) || space_trim(sp, sums_page(sp, p), PAGE_BYTES, PAGE_BYTES))
+		return PAGE_BYTES;
+	return 2 * (uint64_t)PAGE_BYTES;
+}
+
 /* Takes an entry of a page that has a free one. */
 static int take_from(struct space *sp, uint32_t p, uint32_t *index, uint32_t *gen)
 {
@@ -85,7 +121,7 @@ int handle_take(struct space *sp, uint32_t *index, uint32_t *gen)
 		atomic_store(&sp->header->table_pages, (uint32_t)p + 1);
 	}
 	if (!sp->pages[p].backed) {
-		r = space_populate(sp, sp->table_offset + (uint64_t)p * PAGE_BYTES, PAGE_BYTES);
+		r = back_page(sp, (uint32_t)p);
 		if (r)
 			goto out;
 		sp->pages[p].backed = 1;
@@ -131,11 +167,7 @@ uint64_t handle_pages_trim(struct space *sp, uint32_t *page, uint32_t n)
 		if (sp->pages[*page].backed && !sp->pages[*page].used) {
 			/* First the salt: a handle of now must not fit what comes after. */
 			atomic_fetch_add(&sp->header->salt, 1);
-			if (!space_trim(sp, sp->table_offset + (uint64_t)*page * PAGE_BYTES,
-					PAGE_BYTES, PAGE_BYTES)) {
-				sp->pages[*page] = (struct table_page){0};
-				freed += PAGE_BYTES;
-			}
+			freed += unback_page(sp, *page);
 		}
 		pthread_mutex_unlock(&sp->table_lock);
 	}

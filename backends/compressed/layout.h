@@ -13,6 +13,7 @@
  *   header       one page
  *   slab classes one byte per slab: size class + 1, or 0
  *   handle table one 8-byte entry per handle
+ *   checksums    4 bytes per handle: of the object's content and of whose it is
  *   small slabs  64 KiB apart
  *   large slabs  256 KiB apart
  *   running      what the running daemon keeps beside the truth: see running.c
@@ -21,7 +22,7 @@
  * class bytes of the slabs that they name; everything else (which slots are taken, free lists,
  * sums) is the running state, and can be made anew from them. So:
  *   - an object begins to exist with the one store that makes its entry live, after its content,
- *     its length and the class byte of its slab were written;
+ *     its length, its checksum and the class byte of its slab were written;
  *   - it ceases to exist with the one store that makes its entry free;
  *   - it moves with one compare-and-swap of its entry, after the copy was made.
  * Whatever was half done when the daemon died is, by that, not there.
@@ -81,6 +82,7 @@ enum coding { CODING_PLAIN = 0, CODING_LZ4 = 1, CODING_ZSTD = 2, CODING_LIST = 3
 #define SLABS_MAX	 (1u << SLAB_BITS)
 #define HANDLES_MAX	 (UINT64_C(1) << INDEX_BITS)
 #define ENTRIES_PER_PAGE (PAGE_BYTES / 8)
+#define SUMS_PER_PAGE	 (PAGE_BYTES / 4) /* a page of checksums for two pages of the table */
 
 static_assert(INDEX_BITS + GEN_BITS == 48, "a handle has 48 bits");
 static_assert(sizeof(_Atomic uint64_t) == 8, "an entry is one word");

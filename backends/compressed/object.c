@@ -2,6 +2,8 @@
 /* object.c: objects: stored, loaded and freed through their handles. */
 #include <errno.h>
 #include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "store.h"
 
@@ -18,16 +20,36 @@
  * an entry says is checked against the bounds of the space before it is followed, and the codecs
  * bear any content, so damaged memory costs an error and never more.
  *
+ * Checksums: an object's is made of what lies in its slot, how that is coded, and the owner that
+ * came with the I/O (for a piece, also its place). A load that finds another one gives -EIO: the
+ * content was damaged, or the handle, the entry or the slab's class leads to what is not this
+ * owner's. They are looked at by loads only: taking a store over reads no content.
+ *
  * Thread: any, one channel each, between channel_enter() and channel_leave().
  */
 
 /* The least that coding must save to be worth the decoding: 1/32. */
 #define SAVING_SHIFT 5
 
+/* Whose an object is: what it is stored and loaded for, and which part of that. */
+struct purpose {
+	uint64_t owner;
+	uint32_t piece; /* 1 + its place; 0: the whole, or the list of the pieces */
+};
+
+static uint32_t checksum(const struct purpose *of, enum coding coding, unsigned int order,
+			 const void *content, uint32_t bytes)
+{
+	uint64_t how = (uint64_t)of->piece << 16 | (uint64_t)order << 8 | coding;
+	uint64_t h = XXH3_64bits_withSeed(content, bytes, of->owner ^ how << 32);
+
+	return (uint32_t)(h ^ h >> 32);
+}
+
 /* ---- store ---- */
 
 /* Writes content into a slot of its size and makes it an object. */
-static int publish(struct channel *ch, struct space *sp, uint64_t kind, enum coding coding,
+static int publish(struct space *sp, const struct purpose *of, enum coding coding,
 		   unsigned int order, const void *content, uint32_t bytes,
 		   const struct slot_sums *sums, uint64_t *handle, uint32_t *stored_bytes)
 {
@@ -54,22 +76,26 @@ static int publish(struct channel *ch, struct space *sp, uint64_t kind, enum cod
 		p += LENGTH_BYTES;
 	}
 	memcpy(p, content, bytes);
+	atomic_store_explicit(&sp->sums[index], checksum(of, coding, order, content, bytes),
+			      memory_order_relaxed);
 	atomic_store_explicit(&sp->table[index],
-			      entry_make(at.slab, at.slot, coding, order, ENTRY_LIVE | kind, gen),
+			      entry_make(at.slab, at.slot, coding, order,
+					 ENTRY_LIVE | (of->piece ? ENTRY_PIECE : 0), gen),
 			      memory_order_release);
 	*handle = handle_make(index, gen);
-	*stored_bytes += slot_bytes + (uint32_t)sizeof(uint64_t);
+	*stored_bytes += slot_bytes + (uint32_t)(sizeof(sp->table[0]) + sizeof(sp->sums[0]));
 	return 0;
 }
 
 /* One object of at most PIECE_BYTES. */
-static int store_one(struct channel *ch, struct space *sp, const void *buf, unsigned int order,
-		     uint32_t flags, uint64_t kind, uint64_t *handle, uint32_t *stored_bytes)
+static int store_one(struct channel *ch, struct space *sp, const struct purpose *of,
+		     const void *buf, unsigned int order, uint32_t flags, uint64_t *handle,
+		     uint32_t *stored_bytes)
 {
 	uint32_t len = PAGE_BYTES << order, bytes = 0;
 	enum coding coding =
 		(enum coding)atomic_load_explicit(&sp->store->coding, memory_order_relaxed);
-	struct slot_sums sums = {.objects = !kind, .logical_bytes = len};
+	struct slot_sums sums = {.objects = !of->piece, .logical_bytes = len};
 
 	if (!(flags & EBB_IO_NOCOMPRESS)) {
 		int level = atomic_load_explicit(coding == CODING_LZ4 ? &sp->store->lz4_level
@@ -85,29 +111,33 @@ static int store_one(struct channel *ch, struct space *sp, const void *buf, unsi
 		channel_count(ch, COUNT_PLAIN);
 	}
 	sums.content_bytes = bytes;
-	return publish(ch, sp, kind, coding, order, coding == CODING_PLAIN ? buf : ch->scratch,
-		       bytes, &sums, handle, stored_bytes);
+	return publish(sp, of, coding, order, coding == CODING_PLAIN ? buf : ch->scratch, bytes,
+		       &sums, handle, stored_bytes);
 }
 
 static int free_entry(struct channel *ch, struct space *sp, uint64_t handle, uint64_t kind);
 
-static int store_pieces(struct channel *ch, struct space *sp, const uint8_t *buf,
+static int store_pieces(struct channel *ch, struct space *sp, uint64_t owner, const uint8_t *buf,
 			unsigned int order, uint32_t flags, uint64_t *handle,
 			uint32_t *stored_bytes)
 {
+	const struct purpose whole = {.owner = owner};
 	const struct slot_sums sums = {.objects = 1};
 	uint32_t n = 1u << (order - PIECE_ORDER), i;
 	uint64_t list[PIECES_MAX];
 	int r = 0;
 
-	for (i = 0; i < n && !r; i++)
-		r = store_one(ch, sp, buf + (size_t)i * PIECE_BYTES, PIECE_ORDER, flags,
-			      ENTRY_PIECE, &list[i], stored_bytes);
+	for (i = 0; i < n && !r; i++) {
+		const struct purpose of = {.owner = owner, .piece = 1 + i};
+
+		r = store_one(ch, sp, &of, buf + (size_t)i * PIECE_BYTES, PIECE_ORDER, flags,
+			      &list[i], stored_bytes);
+	}
 	if (r)
 		i--;
 	else
-		r = publish(ch, sp, 0, CODING_LIST, order, list, n * (uint32_t)sizeof(*list), &sums,
-			    handle, stored_bytes);
+		r = publish(sp, &whole, CODING_LIST, order, list, n * (uint32_t)sizeof(*list),
+			    &sums, handle, stored_bytes);
 	if (r)
 		while (i-- > 0)
 			free_entry(ch, sp, list[i], ENTRY_PIECE);
@@ -124,14 +154,16 @@ static int order_of(uint32_t len)
 int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, uint64_t *handle,
 		 uint32_t *stored_bytes)
 {
+	const struct purpose whole = {.owner = io->owner};
 	int order = order_of(io->len);
 
 	if (order < 0)
 		return order;
 	if ((unsigned int)order <= PIECE_ORDER)
-		return store_one(ch, sp, io->buf, (unsigned int)order, io->flags, 0, handle,
+		return store_one(ch, sp, &whole, io->buf, (unsigned int)order, io->flags, handle,
 				 stored_bytes);
-	return store_pieces(ch, sp, io->buf, (unsigned int)order, io->flags, handle, stored_bytes);
+	return store_pieces(ch, sp, io->owner, io->buf, (unsigned int)order, io->flags, handle,
+			    stored_bytes);
 }
 
 /* ---- load ---- */
@@ -196,47 +228,62 @@ static int load_failure(struct channel *ch, const struct space *sp, uint64_t han
 	return -EIO;
 }
 
-static int load_one(struct channel *ch, const struct space *sp, uint64_t handle, uint64_t kind,
-		    uint64_t e, void *buf)
+/* True when content is what was stored for this under this handle. */
+static bool is_whole(const struct space *sp, const struct purpose *of, uint64_t handle, uint64_t e,
+		     const void *content, uint32_t bytes)
 {
+	return atomic_load_explicit(&sp->sums[handle_index(handle)], memory_order_relaxed) ==
+	       checksum(of, entry_coding(e), entry_order(e), content, bytes);
+}
+
+static int load_one(struct channel *ch, const struct space *sp, const struct purpose *of,
+		    uint64_t handle, uint64_t e, void *buf)
+{
+	uint64_t kind = of->piece ? ENTRY_PIECE : 0;
 	uint32_t bytes, len = PAGE_BYTES << entry_order(e);
 	const uint8_t *p = content_of(sp, e, &bytes);
 
 	if (!p)
 		return load_failure(ch, sp, handle, kind);
 	if (entry_coding(e) == CODING_PLAIN) {
+		/* Copied first: it is read twice, and the copy is in the cache then. */
 		memcpy(buf, p, len);
-		return 0;
+		return is_whole(sp, of, handle, e, buf, len) ? 0
+							     : load_failure(ch, sp, handle, kind);
 	}
-	if (codec_unpack(ch->codec, entry_coding(e), p, bytes, buf, len))
+	if (!is_whole(sp, of, handle, e, p, bytes) ||
+	    codec_unpack(ch->codec, entry_coding(e), p, bytes, buf, len))
 		return load_failure(ch, sp, handle, kind);
 	return 0;
 }
 
-int object_load(struct channel *ch, struct space *sp, uint64_t handle, void *buf, uint32_t len)
+int object_load(struct channel *ch, struct space *sp, const struct ebb_io *io)
 {
-	uint64_t list[PIECES_MAX], e;
+	struct purpose of = {.owner = io->owner};
+	uint64_t list[PIECES_MAX], e, handle = io->handle;
 	uint32_t bytes;
 	const uint8_t *p;
 	int r = find(sp, handle, 0, &e);
 
-	if (r || order_of(len) != (int)entry_order(e)) {
+	if (r || order_of(io->len) != (int)entry_order(e)) {
 		channel_count(ch, COUNT_BAD_HANDLE);
 		return -EINVAL;
 	}
 	if (entry_coding(e) != CODING_LIST)
-		return entry_order(e) <= PIECE_ORDER ? load_one(ch, sp, handle, 0, e, buf)
+		return entry_order(e) <= PIECE_ORDER ? load_one(ch, sp, &of, handle, e, io->buf)
 						     : load_failure(ch, sp, handle, 0);
 	p = content_of(sp, e, &bytes);
 	if (!p)
 		return load_failure(ch, sp, handle, 0);
 	memcpy(list, p, bytes);
+	if (!is_whole(sp, &of, handle, e, list, bytes))
+		return load_failure(ch, sp, handle, 0);
 	for (uint32_t i = 0; i < bytes / sizeof(*list); i++) {
 		if (find(sp, list[i], ENTRY_PIECE, &e) || entry_order(e) != PIECE_ORDER ||
 		    entry_coding(e) == CODING_LIST)
 			return load_failure(ch, sp, handle, 0);
-		r = load_one(ch, sp, list[i], ENTRY_PIECE, e,
-			     (uint8_t *)buf + (size_t)i * PIECE_BYTES);
+		of.piece = 1 + i;
+		r = load_one(ch, sp, &of, list[i], e, (uint8_t *)io->buf + (size_t)i * PIECE_BYTES);
 		if (r)
 			return r;
 	}

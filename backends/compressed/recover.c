@@ -72,7 +72,8 @@ static void recover_table_page(struct space *sp, uint32_t p, uint64_t *refused)
 
 	page->backed = 1;
 	page->fresh = ENTRIES_PER_PAGE;
-	sp->mem_bytes += PAGE_BYTES;
+	/* With the page of checksums that it shares with the one before it. */
+	sp->mem_bytes += p % 2 ? PAGE_BYTES : 2 * PAGE_BYTES;
 	for (uint32_t i = ENTRIES_PER_PAGE; i-- > 0;) {
 		uint32_t index = p * ENTRIES_PER_PAGE + i;
 		uint64_t e = atomic_load(&sp->table[index]);

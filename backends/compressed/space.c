@@ -34,7 +34,8 @@ void space_lay_out(struct space *sp, uint64_t span)
 	sp->class_offset = PAGE_BYTES;
 	sp->table_offset =
 		sp->class_offset + round_up((uint64_t)sp->n_small + sp->n_large, PAGE_BYTES);
-	sp->small_offset = round_up(sp->table_offset + sp->n_handles * 8, LARGE_STRIDE);
+	sp->sums_offset = sp->table_offset + sp->n_handles * 8;
+	sp->small_offset = round_up(sp->sums_offset + sp->n_handles * 4, LARGE_STRIDE);
 	sp->large_offset = sp->small_offset + (uint64_t)sp->n_small * SMALL_STRIDE;
 	sp->running_offset = sp->large_offset + (uint64_t)sp->n_large * LARGE_STRIDE;
 	sp->total_bytes = sp->running_offset + running_bytes(sp);
@@ -151,6 +152,7 @@ static int space_start(struct space *sp)
 	}
 	sp->slab_class = (_Atomic uint8_t *)(sp->base + sp->class_offset);
 	sp->table = (_Atomic uint64_t *)(sp->base + sp->table_offset);
+	sp->sums = (_Atomic uint32_t *)(sp->base + sp->sums_offset);
 	/* Memory is accounted by the page; a huge page would bring 511 that nobody asked for. */
 	madvise(sp->base, sp->total_bytes, MADV_NOHUGEPAGE);
 	madvise(sp->base, sp->total_bytes, MADV_DONTDUMP);

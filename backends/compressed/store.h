@@ -92,8 +92,9 @@ struct space {
 	struct store_header *header;
 	_Atomic uint8_t *slab_class; /* class + 1 */
 	_Atomic uint64_t *table;
-	uint64_t table_offset, class_offset, small_offset, large_offset, running_offset,
-		total_bytes;
+	_Atomic uint32_t *sums; /* see object.c */
+	uint64_t table_offset, sums_offset, class_offset, small_offset, large_offset,
+		running_offset, total_bytes;
 	uint64_t n_handles;
 	uint32_t n_small, n_large;
 
@@ -257,7 +258,7 @@ uint64_t slab_reserve_trim(struct space *sp);
 
 int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, uint64_t *handle,
 		 uint32_t *stored_bytes);
-int object_load(struct channel *ch, struct space *sp, uint64_t handle, void *buf, uint32_t len);
+int object_load(struct channel *ch, struct space *sp, const struct ebb_io *io);
 int object_free(struct channel *ch, struct space *sp, uint64_t handle);
 /* Frees all objects but those of the n handles, which ascend; alone with the space. */
 int64_t object_retain(struct channel *ch, struct space *sp, const uint64_t *handles, uint64_t n);

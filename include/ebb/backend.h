@@ -34,7 +34,9 @@
  *   -EAGAIN  (submit) the channel is full; poll first
  *   -EINVAL  a handle that this space did not mint, or a length that does not fit it
  * A handle comes from memory that may have been damaged (it survives crashes), so a backend checks
- * every handle it is given and answers -EINVAL; it never follows it blindly.
+ * every handle it is given and answers -EINVAL; it never follows it blindly. For the same reason a
+ * backend whose content is out of its hands for a while keeps a checksum with it, and answers -EIO
+ * rather than anything else than what was stored.
  *
  * Threads: open, close, space_* and configuration calls come from one thread. submit, poll and
  * free come from worker threads, one per channel; free may come at the same time for the same
@@ -94,6 +96,12 @@ struct ebb_io {
 	uint32_t reserved;
 	uint64_t priv[2]; /* the backend's, from submit() to completion */
 	uint64_t user;	  /* ebbd's */
+	/*
+	 * What the content belongs to: a number that no other unit of the VM ever has, the same at
+	 * the store and at each load. A backend that checks its content binds it to this, so that a
+	 * handle which got to another unit is noticed: -EIO. Since ABI 1.2.
+	 */
+	uint64_t owner;
 };
 
 struct ebb_option {

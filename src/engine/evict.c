@@ -247,8 +247,7 @@ static bool copy_is_good(struct evict_context *c, struct block *b, const struct 
 	void *copy = (char *)c->loader.buffers + UNIT_MAX_BYTES;
 	uint64_t bytes = block_unit_bytes(b);
 
-	return loader_read(&c->loader, b->vm, it->entry, copy, (uint32_t)bytes,
-			   EBB_IO_BACKGROUND) == 0 &&
+	return loader_read(&c->loader, b, it->unit, it->entry, copy, EBB_IO_BACKGROUND) == 0 &&
 	       memcmp(copy, content, bytes) == 0;
 }
 
@@ -266,7 +265,7 @@ static void read_run(struct evict_context *c, struct block *b, unsigned int i, u
 		if (r) {
 			back_out(c, b, it, EBB_OUTCOME_FAILED);
 		} else if (is_pattern(buf, bytes, &pattern)) {
-			it->to = page_entry_with_copy(0, PE_TIER_FILL, pattern);
+			it->to = page_entry_with_fill(0, pattern, unit_owner(b, it->unit));
 			it->outcome = EBB_OUTCOME_ZERO;
 			it->step = STORED;
 		} else if ((it->entry & PE_COPY) &&
@@ -316,6 +315,7 @@ static unsigned int store_in(struct evict_context *c, struct block *b, unsigned 
 			c->io_list[k], EBB_IO_STORE,
 			EBB_IO_BACKGROUND | (it->entry & PE_PLAIN ? EBB_IO_NOCOMPRESS : 0), space,
 			0, c->io_list[k]->buf, (uint32_t)block_unit_bytes(b), c->io_list[k]->user);
+		c->io_list[k]->owner = unit_owner(b, it->unit);
 	}
 	while (sent < n) {
 		int got = backend_submit(ch, c->io_list + sent, n - sent);

@@ -241,8 +241,7 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 
 	if (tier == PE_TIER_FILL || !space || !c ||
 	    (backend_caps(backend_of(space)) & EBB_BACKEND_SYNC)) {
-		int r = loader_read(&w->loader, b->vm, entry, w->loader.buffers, bytes,
-				    EBB_IO_DEMAND);
+		int r = loader_read(&w->loader, b, unit, entry, w->loader.buffers, EBB_IO_DEMAND);
 
 		if (r == -EIO || r == -EINVAL)
 			loader_lost(&w->loader, b, unit, entry);
@@ -265,6 +264,7 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 		io = &l->io;
 		backend_io_prepare(io, EBB_IO_LOAD, EBB_IO_DEMAND, space, page_entry_handle(entry),
 				   l->buf, bytes, (uint64_t)(uintptr_t)l);
+		io->owner = unit_owner(b, unit);
 		w->in_flight++;
 		if (backend_submit(c, &io, 1) == 1)
 			return;

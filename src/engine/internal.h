@@ -152,7 +152,7 @@ void loader_refresh(struct loader *ld, uint32_t queue_depth);
 struct backend_channel *loader_channel(struct loader *ld, unsigned int tier);
 /* Reads a stored unit into buf and waits for it. 0, -EIO, -EINVAL, -EAGAIN. Blocks on slow tiers.
  */
-int loader_read(struct loader *ld, struct vm *vm, uint64_t entry, void *buf, uint32_t bytes,
+int loader_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry, void *buf,
 		uint32_t io_flags);
 /* Gives a handle back, sooner or later (in batches). */
 void loader_free_handle(struct loader *ld, struct vm *vm, unsigned int tier, uint64_t handle);

@@ -118,16 +118,19 @@ static int wait_for(struct backend_channel *c, struct ebb_io *io)
 	}
 }
 
-int loader_read(struct loader *ld, struct vm *vm, uint64_t entry, void *buf, uint32_t bytes,
+int loader_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry, void *buf,
 		uint32_t io_flags)
 {
 	unsigned int tier = page_entry_tier(entry);
-	struct backend_space *space = atomic_load(&vm->spaces[tier]);
+	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
+	uint32_t bytes = (uint32_t)block_unit_bytes(b);
 	struct backend_channel *c;
 	struct ebb_io io, *list = &io;
 
 	if (tier == PE_TIER_FILL) {
-		loader_fill_pattern(buf, bytes, (uint32_t)page_entry_handle(entry));
+		if (!page_entry_fill_sound(entry, unit_owner(b, unit)))
+			return -EIO;
+		loader_fill_pattern(buf, bytes, page_entry_fill(entry));
 		return 0;
 	}
 	c = loader_channel(ld, tier);
@@ -137,6 +140,7 @@ int loader_read(struct loader *ld, struct vm *vm, uint64_t entry, void *buf, uin
 		return -EAGAIN; /* it could not be opened so far */
 	backend_io_prepare(&io, EBB_IO_LOAD, io_flags, space, page_entry_handle(entry), buf, bytes,
 			   0);
+	io.owner = unit_owner(b, unit);
 	while (backend_submit(c, &list, 1) != 1)
 		poll(NULL, 0, 1);
 	if (backend_caps(backend_of(space)) & EBB_BACKEND_SYNC)
@@ -271,7 +275,6 @@ void loader_lost(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch)
 {
 	uint64_t e = page_table_get(&b->table, unit);
-	uint32_t bytes = (uint32_t)block_unit_bytes(b);
 	int r;
 
 	if (page_entry_state(e) != PE_EVICTED)
@@ -280,9 +283,10 @@ int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool pr
 			       : 1;
 	if (!page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_LOADING)))
 		return -EBUSY;
-	if (page_entry_tier(e) == PE_TIER_FILL && !page_entry_handle(e))
+	if (page_entry_tier(e) == PE_TIER_FILL && !page_entry_fill(e) &&
+	    page_entry_fill_sound(e, unit_owner(b, unit)))
 		return loader_place(ld, b, unit, e, NULL, false, prefetch);
-	r = loader_read(ld, b->vm, e, ld->buffers, bytes,
+	r = loader_read(ld, b, unit, e, ld->buffers,
 			prefetch ? EBB_IO_PREFETCH : EBB_IO_BACKGROUND);
 	if (r == -EIO || r == -EINVAL) {
 		loader_lost(ld, b, unit, e);

@@ -79,34 +79,50 @@ static uint64_t cached_bytes(struct block *b, uint64_t unit)
 	return n;
 }
 
-/* What an entry that was being worked on becomes. */
-static uint64_t repair(struct block *b, uint64_t unit, uint64_t e)
+/* An entry whose content is in the page cache, in state s; it may have a copy as well. */
+static uint64_t present(uint64_t e, enum page_state s)
+{
+	if ((e & PE_COPY) && page_entry_tier(e) != PE_TIER_FILL)
+		return page_entry_in(e, s) & ~PE_PARTIAL;
+	return page_entry_bare(s) | (e & (PE_PREFETCHED | PE_PLAIN));
+}
+
+/* What an entry that can be believed becomes, as model/page_entry.h says for each state. */
+static uint64_t repair(struct block *b, uint64_t unit, uint64_t e, bool away)
 {
 	uint64_t have;
 
 	e &= ~(PE_WANTED | PE_RECENT);
 	switch (page_entry_state(e)) {
+	case PE_RESIDENT:
 	case PE_PROTECTED:
 	case PE_UNPROTECTING:
 	case PE_STORING:
 		/* A write protection that stays behind is lifted by the fault that meets it; for
 		 * transparent huge pages see thp_settle(). */
-		return page_entry_in(e, PE_RESIDENT);
+		return present(e, PE_RESIDENT);
+	case PE_PINNED:
+		return present(e, PE_PINNED);
 	case PE_PUNCHING:
+		if (!away)
+			return page_entry_bare(PE_RESIDENT);
 		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
-		return page_entry_in(e, PE_EVICTED);
+		return page_entry_in(e & ~PE_COPY, PE_EVICTED);
+	case PE_EVICTED:
+		return e & ~PE_COPY;
 	case PE_CLEARING:
-		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
-		return page_entry_bare(PE_NONE);
+		if (away)
+			return page_entry_in(e & ~PE_COPY, PE_EVICTED);
+		return page_entry_bare(cached_bytes(b, unit) ? PE_RESIDENT : PE_NONE);
 	case PE_LOADING:
 		have = cached_bytes(b, unit);
 		if (have == block_unit_bytes(b))
 			return page_entry_bare(PE_RESIDENT);
-		if (page_entry_tier(e) || page_entry_handle(e))
-			return page_entry_in(e, PE_EVICTED) | (have ? PE_PARTIAL : 0);
+		if (away)
+			return page_entry_in(e & ~PE_COPY, PE_EVICTED) | (have ? PE_PARTIAL : 0);
 		return page_entry_bare(have ? PE_RESIDENT : PE_NONE);
 	default:
-		return e;
+		return page_entry_bare(page_entry_state(e));
 	}
 }
 
@@ -118,6 +134,10 @@ static bool renumber(struct takeover *t, uint64_t *e)
 
 	if (!has_copy || tier == PE_TIER_FILL)
 		return true;
+	if (!t->tier[tier] && (*e & PE_COPY)) {
+		*e = page_entry_bare(page_entry_state(*e)); /* the page itself is there */
+		return true;
+	}
 	if (!t->tier[tier])
 		return false;
 	*e = page_entry_with_copy(*e, t->tier[tier], page_entry_handle(*e));
@@ -170,25 +190,26 @@ static void restore_pin(struct block *b, uint64_t unit)
 static int repair_block(struct takeover *t, struct block *b)
 {
 	for (uint64_t u = 0; u < b->units; u++) {
+		bool away = page_table_away(&b->table, u);
 		uint64_t was, e;
 
 		if (u % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, u, &e) &&
-		    b->units - u >= PAGE_TABLE_RUN &&
+		    b->units - u >= PAGE_TABLE_RUN && !page_table_run_away(&b->table, u) &&
 		    (e == page_entry_bare(PE_NONE) || e == page_entry_bare(PE_RESIDENT))) {
 			account(t->vm, b, e, PAGE_TABLE_RUN);
 			u += PAGE_TABLE_RUN - 1;
 			continue;
 		}
-		was = page_table_get(&b->table, u);
-		e = repair(b, u, was);
-		if (page_entry_state(was) >= PE_STATES || !renumber(t, &e)) {
+		e = was = page_table_get(&b->table, u);
+		if (page_entry_sound(was, away, unit_owner(b, u)))
+			e = repair(b, u, was, away);
+		if (!page_entry_sound(was, away, unit_owner(b, u)) || !renumber(t, &e)) {
 			/* Not to be believed: that unit alone is given up, never guessed. */
-			if (page_entry_state(e) != PE_LOST)
-				t->damaged++;
+			t->damaged++;
 			e = page_entry_bare(PE_LOST);
 			unit_poison(b, u);
 		}
-		if (e != was) {
+		if (e != was || away != page_state_away(page_entry_state(e))) {
 			t->repaired++;
 			page_table_repair(&b->table, u, e);
 		}

@@ -262,6 +262,12 @@ static inline uint64_t block_file_offset(const struct block *b, uint64_t unit)
 	return b->memfd_offset + (unit << b->unit_shift);
 }
 
+/* The unit's number for what is stored of it: no other unit of the VM ever has it. Never 0. */
+static inline uint64_t unit_owner(const struct block *b, uint64_t unit)
+{
+	return b->first_unit + unit + 1;
+}
+
 static inline bool mapping_covers(const struct mapping *m, uint64_t unit)
 {
 	return unit >= m->first_unit && unit - m->first_unit < m->units;

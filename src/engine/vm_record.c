@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,12 +123,14 @@ int vm_record_write(struct vm *vm)
 
 	if (!err) {
 		uint64_t last = vm_record_read(s->addr, s->bytes, old) ? 0 : old->sequence;
-		char *copy = (char *)s->addr + ((last + 1) % 2) * COPY_BYTES;
 
 		fill(vm, r);
 		r->sequence = last + 1;
 		r->checksum = checksum(r);
-		memcpy(copy, r, sizeof(*r));
+		for (unsigned int i = 0; i < 2; i++) {
+			memcpy((char *)s->addr + i * COPY_BYTES, r, sizeof(*r));
+			atomic_thread_fence(memory_order_seq_cst);
+		}
 	}
 	free(r);
 	free(old);

@@ -35,7 +35,7 @@ struct record_mapping {
 struct vm_record {
 	uint64_t magic;
 	uint32_t version, compat;
-	uint64_t sequence; /* of the two copies, the higher one is newer */
+	uint64_t sequence; /* of two good copies, the higher one is newer */
 	uint64_t units;
 	uint32_t tables_made;
 	uint32_t n_blocks;
@@ -49,8 +49,10 @@ struct vm_record {
 };
 
 /*
- * Writes the VM's present shape into its record, making that first if need be. Two copies take
- * turns, so that a death while writing leaves the older one. Under vm.lock. 0 or -errno.
+ * Writes the VM's present shape into its record, making that first if need be. There are two
+ * copies, written one after the other: a death while writing leaves one, of before or of now, and
+ * damage to one leaves the other. Nothing that a record tells of is relied on before both are
+ * written. Under vm.lock. 0 or -errno.
  */
 int vm_record_write(struct vm *vm);
 /* The newest good copy in `memory`, `bytes` long. -EUCLEAN when there is none. */

@@ -47,6 +47,33 @@ bool page_entry_edge(enum page_state from, enum page_state to)
 	return from == to || (edges[from] & (1u << to));
 }
 
+bool page_entry_sound(uint64_t e, bool away, uint64_t owner)
+{
+	bool has_content = page_entry_tier(e) != PE_TIER_FILL || page_entry_fill_sound(e, owner);
+
+	if (e >> 63 || ((e & PE_PARTIAL) && (e & PE_PARTIAL) != PE_PARTIAL))
+		return false;
+	switch (page_entry_state(e)) {
+	case PE_NONE:
+	case PE_RESIDENT:
+	case PE_PROTECTED:
+	case PE_UNPROTECTING:
+	case PE_STORING:
+	case PE_PINNED:
+		return !away;
+	case PE_EVICTED:
+		return away && has_content;
+	case PE_PUNCHING:
+	case PE_LOADING:
+	case PE_CLEARING:
+		return !away || has_content;
+	case PE_LOST:
+		return away;
+	default:
+		return false;
+	}
+}
+
 const char *page_state_name(enum page_state s)
 {
 	return s < PE_STATES ? names[s] : "invalid";

@@ -34,12 +34,19 @@
  *   LOST          nowhere             -            could not be brought back; poisoned
  *   CLEARING      given up            who set it   the VM discarded it; page and copy are dropped
  *
+ * Beside each entry the table keeps one bit, "away": the content is neither in the page cache nor
+ * zero. It is set when PUNCHING is entered, before the page goes, and cleared before the entry says
+ * that the content is back, or at the beginning of CLEARING. So it tells how far the owner of an
+ * entry had come when it died, and it is a second witness: an entry in memory that was out of our
+ * hands is believed only when the two agree (page_entry_sound()).
+ *
  * After a crash, by state: PROTECTED, UNPROTECTING and STORING have their page: lift the
  * protection, RESIDENT (a handle that was being stored is unreachable and is swept by the
- * backend). PUNCHING: the store was acknowledged, finish the punch: EVICTED. LOADING: if the page
- * cache has a page, then it is whole (the kernel shows a page only complete): RESIDENT; over a
- * hole with a tier or a handle: EVICTED; over a hole without: NONE, whose content is zero.
- * CLEARING: finish it.
+ * backend). PUNCHING: away: the store was acknowledged, finish the punch: EVICTED; not yet away:
+ * nothing was dropped, RESIDENT. LOADING: if the page cache has a page, then it is whole (the
+ * kernel shows a page only complete): RESIDENT; over a hole and away: EVICTED; else NONE, whose
+ * content is zero. CLEARING: away: nothing was given up yet, EVICTED as before; else what is in the
+ * page cache, RESIDENT, or NONE over a hole. Nobody was told that the discard is done.
  *
  * Layout: bits 0-3 state, 4-7 flags, 8-11 tier, 12-59 handle, 60-63 more flags.
  */
@@ -69,10 +76,13 @@ enum page_state {
 #define PE_HANDLE_BITS	48
 #define PE_HANDLE_MASK	(((UINT64_C(1) << PE_HANDLE_BITS) - 1) << PE_HANDLE_SHIFT)
 #define PE_RECENT	(UINT64_C(1) << 60) /* evicted lately: coming back now is a refault */
-/* Evicted, but part of it is in place already: see unit.c. */
-#define PE_PARTIAL (UINT64_C(1) << 61)
+/* Evicted, but part of it is in place already: see unit.c. Both bits or none. */
+#define PE_PARTIAL (UINT64_C(3) << 61)
 
-/* Tier 0 is no backend: the content is one 32-bit pattern repeated, kept in the handle. */
+/*
+ * Tier 0 is no backend: the content is one 32-bit pattern repeated. Its handle is that pattern and,
+ * above it, 16 bits that tell whether it belongs to this unit: there is no backend to notice.
+ */
 #define PE_TIER_FILL 0u
 #define PE_TIERS     16u
 
@@ -103,6 +113,31 @@ static inline uint64_t page_entry_with_copy(uint64_t e, unsigned int tier, uint6
 	       handle << PE_HANDLE_SHIFT;
 }
 
+/*
+ * A fill pattern as an entry's tier and handle. owner: a number of the unit that no other unit of
+ * its VM has, in all its life.
+ */
+static inline uint64_t page_entry_with_fill(uint64_t e, uint32_t pattern, uint64_t owner)
+{
+	/* A multiplicative hash; its upper bits depend on all of what goes in. Never zero. */
+	uint64_t h = (owner ^ (uint64_t)pattern << 32 ^ pattern) * UINT64_C(0x9e3779b97f4a7c15);
+
+	h = (h ^ h >> 29) * UINT64_C(0xbf58476d1ce4e5b9);
+	return page_entry_with_copy(e, PE_TIER_FILL, pattern | (h >> 49 | 0x8000) << 32);
+}
+
+static inline uint32_t page_entry_fill(uint64_t e)
+{
+	return (uint32_t)page_entry_handle(e);
+}
+
+/* True when an entry of tier 0 says the pattern of this unit. */
+static inline bool page_entry_fill_sound(uint64_t e, uint64_t owner)
+{
+	return page_entry_tier(e) == PE_TIER_FILL &&
+	       page_entry_with_fill(e, page_entry_fill(e), owner) == e;
+}
+
 /* No copy anywhere any more: tier, handle and all flags but `keep` go. */
 static inline uint64_t page_entry_bare(enum page_state s)
 {
@@ -122,6 +157,18 @@ static inline bool page_state_owned(enum page_state s)
 	return s == PE_UNPROTECTING || s == PE_STORING || s == PE_PUNCHING || s == PE_LOADING ||
 	       s == PE_CLEARING;
 }
+
+/* True when the content is neither in the page cache nor zero; see "away" above. */
+static inline bool page_state_away(enum page_state s)
+{
+	return s == PE_PUNCHING || s == PE_EVICTED || s == PE_LOST;
+}
+
+/*
+ * Whether an entry that was found in memory which had been out of our hands can be believed, given
+ * what its "away" bit says. What its handle leads to is for the backend to check.
+ */
+bool page_entry_sound(uint64_t e, bool away, uint64_t owner);
 
 /* True when the model allows the change. Changes of flags within a state are always allowed. */
 bool page_entry_edge(enum page_state from, enum page_state to);

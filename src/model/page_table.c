@@ -2,6 +2,7 @@
 /* page_table.c: the entries of one RAM block, allocated as they are needed. */
 #include "model/page_table.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
@@ -9,31 +10,47 @@
 #include <string.h>
 
 #define MAGIC	    UINT64_C(0x31304c4254424245) /* "EBBTBL01" */
-#define HEADER_SIZE 4096u
+#define HEADER_SIZE 64u
 
-/* Directory words: an entry that holds for the whole run, or one of these. */
-#define DIR_LEAF (UINT64_C(1) << 63) /* look into the leaf */
-#define DIR_FILL (UINT64_C(1) << 62) /* the leaf is being filled with the low bits */
+/*
+ * Directory words: NONE or RESIDENT for the whole run, or one of these. That of a leaf has more
+ * bits set than its mark, so that no single flipped bit makes another valid word of it.
+ */
+#define DIR_LEAF      (UINT64_C(1) << 63) /* look into the leaf */
+#define DIR_FILL      (UINT64_C(1) << 62) /* the leaf is being filled with the low bits */
+#define DIR_LEAF_WORD (DIR_LEAF | UINT64_C(0x005a5a5a5a5a5a5a))
 
 struct page_table_header {
 	uint64_t magic;
 	uint64_t units;
 	_Atomic uint64_t leaves; /* in use */
 };
+static_assert(sizeof(struct page_table_header) <= HEADER_SIZE, "the header has its room");
 
 static uint64_t runs_of(uint64_t units)
 {
 	return (units + PAGE_TABLE_RUN - 1) / PAGE_TABLE_RUN;
 }
 
-static uint64_t dir_bytes(uint64_t units)
+static uint64_t pages(uint64_t bytes)
 {
-	return (runs_of(units) * sizeof(uint64_t) + 4095) & ~UINT64_C(4095);
+	return (bytes + 4095) & ~UINT64_C(4095);
+}
+
+static uint64_t dir_end(uint64_t units)
+{
+	return HEADER_SIZE + runs_of(units) * sizeof(uint64_t);
+}
+
+/* All that comes before the leaves. */
+static uint64_t head_bytes(uint64_t units)
+{
+	return pages(dir_end(units) + runs_of(units) * PAGE_TABLE_RUN / 8);
 }
 
 uint64_t page_table_bytes(uint64_t units)
 {
-	return HEADER_SIZE + dir_bytes(units) + runs_of(units) * PAGE_TABLE_RUN * sizeof(uint64_t);
+	return head_bytes(units) + runs_of(units) * PAGE_TABLE_RUN * sizeof(uint64_t);
 }
 
 static void place(struct page_table *pt, void *memory, uint64_t units)
@@ -42,7 +59,8 @@ static void place(struct page_table *pt, void *memory, uint64_t units)
 
 	pt->header = memory;
 	pt->dir = (_Atomic uint64_t *)(void *)(base + HEADER_SIZE);
-	pt->leaves = (_Atomic uint64_t *)(void *)(base + HEADER_SIZE + dir_bytes(units));
+	pt->away = (_Atomic uint64_t *)(void *)(base + dir_end(units));
+	pt->leaves = (_Atomic uint64_t *)(void *)(base + head_bytes(units));
 	pt->units = units;
 }
 
@@ -66,10 +84,13 @@ int page_table_open(struct page_table *pt, void *memory, uint64_t bytes)
 		uint64_t d = atomic_load(&pt->dir[run]);
 
 		/* A fill that was cut off had changed nothing yet: its run is still uniform. */
-		if (d & DIR_FILL)
-			atomic_store(&pt->dir[run], d & ~DIR_FILL);
-		else if (d & DIR_LEAF)
+		if (!(d & DIR_LEAF))
+			d &= ~DIR_FILL;
+		if (d != page_entry_bare(PE_NONE) && d != page_entry_bare(PE_RESIDENT)) {
+			d = DIR_LEAF_WORD;
 			leaves++;
+		}
+		atomic_store(&pt->dir[run], d);
 	}
 	atomic_store(&h->leaves, leaves);
 	return 0;
@@ -95,7 +116,7 @@ static void need_leaf(struct page_table *pt, uint64_t run)
 	for (unsigned int i = 0; i < PAGE_TABLE_RUN; i++)
 		atomic_store_explicit(&leaf[i], d, memory_order_relaxed);
 	atomic_fetch_add_explicit(&pt->header->leaves, 1, memory_order_relaxed);
-	atomic_store_explicit(&pt->dir[run], DIR_LEAF, memory_order_release);
+	atomic_store_explicit(&pt->dir[run], DIR_LEAF_WORD, memory_order_release);
 }
 
 uint64_t page_table_get(const struct page_table *pt, uint64_t unit)
@@ -117,6 +138,33 @@ bool page_table_uniform(const struct page_table *pt, uint64_t unit, uint64_t *en
 	return true;
 }
 
+bool page_table_away(const struct page_table *pt, uint64_t unit)
+{
+	return atomic_load(&pt->away[unit / 64]) >> (unit % 64) & 1;
+}
+
+bool page_table_run_away(const struct page_table *pt, uint64_t unit)
+{
+	const _Atomic uint64_t *p = &pt->away[unit / PAGE_TABLE_RUN * (PAGE_TABLE_RUN / 64)];
+	uint64_t any = 0;
+
+	for (unsigned int i = 0; i < PAGE_TABLE_RUN / 64; i++)
+		any |= atomic_load_explicit(&p[i], memory_order_relaxed);
+	return any;
+}
+
+static void set_away(struct page_table *pt, uint64_t unit, bool away)
+{
+	uint64_t bit = UINT64_C(1) << (unit % 64);
+
+	if (page_table_away(pt, unit) == away)
+		return;
+	if (away)
+		atomic_fetch_or(&pt->away[unit / 64], bit);
+	else
+		atomic_fetch_and(&pt->away[unit / 64], ~bit);
+}
+
 static void check_edge(uint64_t unit, uint64_t from, uint64_t to)
 {
 	if (__builtin_expect(page_entry_edge(page_entry_state(from), page_entry_state(to)), 1))
@@ -128,15 +176,29 @@ static void check_edge(uint64_t unit, uint64_t from, uint64_t to)
 
 bool page_table_cas(struct page_table *pt, uint64_t unit, uint64_t *expected, uint64_t to)
 {
+	enum page_state from = page_entry_state(*expected), then = page_entry_state(to);
+
 	check_edge(unit, *expected, to);
 	need_leaf(pt, unit / PAGE_TABLE_RUN);
-	return atomic_compare_exchange_strong(&pt->leaves[unit], expected, to);
+	/* The owner of a page that was not dropped after all; nobody else can change its entry. */
+	if (from == PE_PUNCHING && then == PE_UNPROTECTING)
+		set_away(pt, unit, false);
+	if (!atomic_compare_exchange_strong(&pt->leaves[unit], expected, to))
+		return false;
+	/* In states that are owned: from PUNCHING on the page may go, in CLEARING all may. */
+	if (from != then && then == PE_PUNCHING)
+		set_away(pt, unit, true);
+	else if (from != then && then == PE_CLEARING)
+		set_away(pt, unit, false);
+	return true;
 }
 
 bool page_table_leave(struct page_table *pt, uint64_t unit, uint64_t to)
 {
-	uint64_t was = atomic_exchange(&pt->leaves[unit], to);
+	uint64_t was;
 
+	set_away(pt, unit, page_state_away(page_entry_state(to)));
+	was = atomic_exchange(&pt->leaves[unit], to);
 	check_edge(unit, was, to);
 	return was & PE_WANTED;
 }
@@ -144,6 +206,7 @@ bool page_table_leave(struct page_table *pt, uint64_t unit, uint64_t to)
 void page_table_repair(struct page_table *pt, uint64_t unit, uint64_t to)
 {
 	need_leaf(pt, unit / PAGE_TABLE_RUN);
+	set_away(pt, unit, page_state_away(page_entry_state(to)));
 	atomic_store(&pt->leaves[unit], to);
 }
 
@@ -171,6 +234,7 @@ void page_table_set_run(struct page_table *pt, uint64_t first, uint64_t count, e
 
 uint64_t page_table_footprint(const struct page_table *pt)
 {
-	return HEADER_SIZE + dir_bytes(pt->units) +
-	       atomic_load(&pt->header->leaves) * PAGE_TABLE_RUN * sizeof(uint64_t);
+	return pages(dir_end(pt->units)) +
+	       atomic_load(&pt->header->leaves) *
+		       (PAGE_TABLE_RUN * sizeof(uint64_t) + PAGE_TABLE_RUN / 8);
 }

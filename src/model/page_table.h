@@ -14,12 +14,17 @@
  * Theory of operation
  *
  * A table lives in one piece of memory that its user provides: sparse and zeroed (a memfd), so
- * that it can outlive the daemon. It holds no pointer. Layout: a header page, a directory of one
- * word per run of 512 units, and one 4 KiB leaf of 512 entries per run, each at a fixed place. A
- * run whose units are all alike needs only its directory word; its leaf is filled the first time
- * that one of them changes alone, and stays from then on. So a VM that was never touched costs
- * nothing, one that was never reclaimed from costs 4 bytes a MiB, and the worst case is 8 bytes a
- * unit and 8 a run: 0.1957 % of RAM with 4 KiB units.
+ * that it can outlive the daemon. It holds no pointer. Layout: a header, a directory of one word
+ * per run of 512 units, the "away" bits (see page_entry.h), one a unit, and one 4 KiB leaf of 512
+ * entries per run, each at a fixed place. A run whose units are all alike needs only its directory
+ * word; its leaf is filled the first time that one of them changes alone, and stays from then on.
+ * So a VM that was never touched costs nothing, one that was never reclaimed from costs 4 bytes a
+ * MiB, and the worst case is 8 bytes and a bit a unit and 8 bytes a run: 0.1988 % of RAM with 4 KiB
+ * units.
+ *
+ * The "away" bits follow the entries by themselves: see page_table_cas() and page_table_leave().
+ * They are apart from the entries, and a run's 64 bytes of them apart from its leaf, so that damage
+ * to one of the two is told by the other.
  *
  * Any thread, lock-free but for the one-time fill of a leaf, for which others spin (512 stores).
  * The table makes no system call; touching a new leaf makes the kernel allocate a page for it.
@@ -31,6 +36,7 @@ struct page_table_header;
 struct page_table {
 	struct page_table_header *header;
 	_Atomic uint64_t *dir;
+	_Atomic uint64_t *away;
 	_Atomic uint64_t *leaves;
 	uint64_t units;
 };
@@ -41,7 +47,9 @@ uint64_t page_table_bytes(uint64_t units);
 void page_table_init(struct page_table *pt, void *memory, uint64_t units);
 /*
  * Opens a table that another daemon left in memory, `bytes` long. Checks magic, version and
- * sizes; finishes a leaf fill that was cut off. 0, or -EUCLEAN when it cannot be believed.
+ * sizes; finishes a leaf fill that was cut off. A directory word that cannot be is taken for that
+ * of a leaf, whose entries are then looked at like all others. 0, or -EUCLEAN when it cannot be
+ * believed.
  */
 int page_table_open(struct page_table *pt, void *memory, uint64_t bytes);
 
@@ -68,6 +76,11 @@ void page_table_repair(struct page_table *pt, uint64_t unit, uint64_t to);
  * the table. Whole runs stay in the directory.
  */
 void page_table_set_run(struct page_table *pt, uint64_t first, uint64_t count, enum page_state s);
+
+/* The unit's "away" bit: its content is neither in the page cache nor zero. */
+bool page_table_away(const struct page_table *pt, uint64_t unit);
+/* Any such bit in the run of `unit`. */
+bool page_table_run_away(const struct page_table *pt, uint64_t unit);
 
 /* If all 512 units of the run of `unit` are alike and have no leaf: true and the entry. */
 bool page_table_uniform(const struct page_table *pt, uint64_t unit, uint64_t *entry);

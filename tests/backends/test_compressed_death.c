@@ -334,11 +334,11 @@ static uint32_t data_pages(int fd, off_t *pages, uint32_t max)
 	return n;
 }
 
-/* Random damage anywhere: errors are fine, a crash or a hang is not. */
+/* Random damage anywhere: errors are fine; a crash, a hang or other content is not. */
 static void damage_costs_errors_only(void **state)
 {
 	static off_t pages[20000];
-	uint8_t *buf = buffer_new();
+	uint8_t *buf = buffer_new(), *want = buffer_new();
 	struct object *o = journal_new();
 	uint64_t random = 7;
 
@@ -363,7 +363,7 @@ static void damage_costs_errors_only(void **state)
 			continue;
 		}
 		for (int i = 0; i < 60; i++) {
-			int err = do_load(r.c, r.s, o[i].handle, buf, o[i].len);
+			int err = read_back(&r, &o[i], buf, want);
 
 			assert_true(err == 0 || err == -EINVAL || err == -EIO);
 		}
@@ -377,7 +377,7 @@ static void damage_costs_errors_only(void **state)
 				8);
 		}
 		for (int i = 0; i < 60; i++) {
-			do_load(r.c, r.s, o[i].handle, buf, o[i].len);
+			assert_int_not_equal(read_back(&r, &o[i], buf, want), 1);
 			if (i % 2)
 				backend_free(r.c, r.s, &o[i].handle, 1);
 			fill(buf, 4096, (uint64_t)i, 500);
@@ -389,6 +389,38 @@ static void damage_costs_errors_only(void **state)
 	}
 	munmap(o, (OBJECTS + 1) * sizeof(*o));
 	free(buf);
+	free(want);
+}
+
+static int load_for(struct rig *r, const struct object *x, uint64_t owner, void *buf)
+{
+	struct ebb_io io, *list = &io;
+
+	backend_io_prepare(&io, EBB_IO_LOAD, EBB_IO_DEMAND, r->s, x->handle, buf, x->len, 0);
+	io.owner = owner;
+	assert_int_equal(backend_submit(r->c, &list, 1), 1);
+	return io.result;
+}
+
+/* A handle that got to another unit. */
+static void handles_that_lead_elsewhere(void **state)
+{
+	uint8_t *buf = buffer_new(), *want = buffer_new();
+	struct object *o = journal_new();
+	int fd = leave_objects(o, 60);
+	struct rig r;
+
+	assert_int_equal(open_over(&r, fd, UINT64_C(8) << 30), 0);
+	for (int i = 0; i < 60; i++) {
+		assert_int_equal(load_for(&r, &o[i], 0, buf), 0); /* what the test stores for */
+		assert_int_equal(load_for(&r, &o[i], 1, buf), -EIO);
+		assert_int_equal(load_for(&r, &o[i], UINT64_MAX, buf), -EIO);
+		assert_int_equal(read_back(&r, &o[i], buf, want), 0);
+	}
+	rig_close(&r);
+	munmap(o, (OBJECTS + 1) * sizeof(*o));
+	free(buf);
+	free(want);
 }
 
 int main(void)
@@ -399,6 +431,7 @@ int main(void)
 		cmocka_unit_test(killed_again_and_again),
 		cmocka_unit_test(another_header_is_refused),
 		cmocka_unit_test(damage_costs_errors_only),
+		cmocka_unit_test(handles_that_lead_elsewhere),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -156,6 +156,67 @@ static void test_another_state_keeps_the_rest(void **state)
 	assert_int_equal(page_entry_bare(PE_RESIDENT), PE_RESIDENT);
 }
 
+static void test_fill_patterns_know_their_owner(void **state)
+{
+	static const uint32_t patterns[] = {0, 1, 0xffffffff, 0xdeadbeef};
+
+	for (size_t p = 0; p < sizeof(patterns) / sizeof(patterns[0]); p++)
+		for (uint64_t owner = 1; owner < 2000; owner += 111) {
+			uint64_t e = page_entry_with_fill(PE_EVICTED, patterns[p], owner);
+
+			assert_int_equal(page_entry_fill(e), patterns[p]);
+			assert_int_equal(page_entry_tier(e), PE_TIER_FILL);
+			assert_true(page_entry_fill_sound(e, owner));
+			assert_false(page_entry_fill_sound(e, owner + 1));
+			/* No bit of tier and handle can change. */
+			for (int bit = PE_TIER_SHIFT; bit < 60; bit++)
+				assert_false(page_entry_fill_sound(e ^ UINT64_C(1) << bit, owner));
+		}
+}
+
+/* Every single flipped bit of an entry is seen, or changes nothing about where the content is. */
+static void test_damage_is_seen(void **state)
+{
+	static const char away_states[] = ". . . . . X E . . Q .";
+	uint64_t fill = page_entry_with_fill(0, 7, 42), stored = page_entry_with_copy(0, 3, 99);
+
+	for (unsigned int s = 0; s < PE_STATES; s++) {
+		bool away = away_states[(size_t)2 * s] != '.';
+		uint64_t e = (uint64_t)s | (s == PE_EVICTED ? stored : 0);
+
+		assert_int_equal(page_state_away((enum page_state)s), away);
+		/* An owner may have died before it set the bit, or cleared it. */
+		if (s == PE_PUNCHING) {
+			assert_true(page_entry_sound(e, false, 42));
+			assert_false(page_entry_sound(e, true, 42)); /* no content named */
+			assert_true(page_entry_sound(e | stored, true, 42));
+			assert_true(page_entry_sound(e | fill, true, 42));
+			assert_false(page_entry_sound(e | fill, true, 43));
+			continue;
+		}
+		if (s == PE_LOADING || s == PE_CLEARING) {
+			assert_true(page_entry_sound(e, false, 42));
+			assert_true(page_entry_sound(e | stored, true, 42));
+			assert_false(page_entry_sound(e, true, 42));
+			continue;
+		}
+		assert_true(page_entry_sound(e, away, 42));
+		assert_false(page_entry_sound(e, !away, 42));
+	}
+	for (unsigned int s = PE_STATES; s < 16; s++) {
+		assert_false(page_entry_sound(s, false, 42));
+		assert_false(page_entry_sound(s | stored, true, 42));
+	}
+	for (int bit = 61; bit < 64; bit++) {
+		assert_false(page_entry_sound(PE_EVICTED | stored | UINT64_C(1) << bit, true, 42));
+		assert_false(page_entry_sound(PE_RESIDENT | UINT64_C(1) << bit, false, 42));
+	}
+	assert_true(page_entry_sound(PE_EVICTED | stored | PE_PARTIAL, true, 42));
+	/* A zero, as memory that was lost reads. */
+	assert_false(page_entry_sound(0, true, 42));
+	assert_true(page_entry_sound(0, false, 42));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -167,6 +228,8 @@ int main(void)
 		cmocka_unit_test(test_every_edge),
 		cmocka_unit_test(test_no_edge_outside),
 		cmocka_unit_test(test_rules),
+		cmocka_unit_test(test_fill_patterns_know_their_owner),
+		cmocka_unit_test(test_damage_is_seen),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -24,7 +24,7 @@
 /* The directory's marks, as they lie in memory that outlives the daemon. */
 #define DIR_LEAF  (UINT64_C(1) << 63)
 #define DIR_FILL  (UINT64_C(1) << 62)
-#define DIR_WORDS 512 /* the directory begins after the header page */
+#define DIR_WORDS 8 /* the directory begins after the header */
 
 struct fixture {
 	struct page_table pt;
@@ -72,7 +72,7 @@ static void test_starts_empty(void **state)
 		assert_true(page_table_uniform(&f.pt, u, &e));
 		assert_int_equal(e, PE_NONE);
 	}
-	assert_int_equal(page_table_footprint(&f.pt), 4096 + 4096);
+	assert_int_equal(page_table_footprint(&f.pt), 4096);
 	drop(&f);
 }
 
@@ -84,7 +84,7 @@ static void test_a_leaf_comes_with_the_first_change(void **state)
 	page_table_set_run(&f.pt, 0, 2 * RUN, PE_RESIDENT);
 	assert_int_equal(page_table_footprint(&f.pt), before);
 	change(&f, RUN + 3, PE_RESIDENT, PE_PROTECTED);
-	assert_int_equal(page_table_footprint(&f.pt), before + 4096);
+	assert_int_equal(page_table_footprint(&f.pt), before + 4096 + 64);
 	for (uint64_t u = 0; u < UNITS; u++)
 		assert_int_equal(page_table_get(&f.pt, u), u == RUN + 3	 ? PE_PROTECTED
 							   : u < 2 * RUN ? PE_RESIDENT
@@ -95,7 +95,7 @@ static void test_a_leaf_comes_with_the_first_change(void **state)
 	assert_int_equal(e, PE_RESIDENT); /* untouched */
 	/* One leaf a run, once. */
 	change(&f, RUN + 4, PE_RESIDENT, PE_PROTECTED);
-	assert_int_equal(page_table_footprint(&f.pt), before + 4096);
+	assert_int_equal(page_table_footprint(&f.pt), before + 4096 + 64);
 	/* The unit after the last whole run. */
 	change(&f, UNITS - 1, PE_NONE, PE_LOADING);
 	assert_int_equal(page_table_get(&f.pt, UNITS - 1), PE_LOADING);
@@ -223,7 +223,7 @@ static void test_open_finds_all(void **state)
 	for (uint64_t u = 0; u < UNITS; u++)
 		assert_int_equal(page_table_get(&again, u), page_table_get(&f.pt, u));
 	assert_int_equal(page_table_get(&again, 5), stored);
-	assert_int_equal(page_table_footprint(&again), 4096 + 4096 + 2 * 4096);
+	assert_int_equal(page_table_footprint(&again), 4096 + 2 * (4096 + 64));
 	drop(&f);
 }
 
@@ -246,6 +246,88 @@ static void test_open_mends_a_cut_off_fill(void **state)
 	e = PE_RESIDENT;
 	assert_true(page_table_cas(&again, RUN - 1, &e, PE_PROTECTED));
 	assert_int_equal(page_table_get(&again, RUN - 2), PE_RESIDENT);
+	drop(&f);
+}
+
+/* Moves a unit that is in `from` on to `to`, as its owner. */
+static void leave(struct fixture *f, uint64_t unit, enum page_state to)
+{
+	page_table_leave(&f->pt, unit, page_entry_bare(to));
+}
+
+static void test_the_away_bit_follows(void **state)
+{
+	struct fixture f = make(UNITS);
+	uint64_t u = RUN + 70;
+
+#define AWAY(yes) assert_int_equal(page_table_away(&f.pt, u), yes)
+	page_table_set_run(&f.pt, 0, 2 * RUN, PE_RESIDENT);
+	AWAY(false);
+	change(&f, u, PE_RESIDENT, PE_PROTECTED);
+	change(&f, u, PE_PROTECTED, PE_STORING);
+	AWAY(false);
+	change(&f, u, PE_STORING, PE_PUNCHING);
+	AWAY(true);
+	change(&f, u, PE_PUNCHING, PE_UNPROTECTING);
+	AWAY(false);
+	leave(&f, u, PE_RESIDENT);
+	change(&f, u, PE_RESIDENT, PE_PROTECTED);
+	change(&f, u, PE_PROTECTED, PE_STORING);
+	change(&f, u, PE_STORING, PE_PUNCHING);
+	leave(&f, u, PE_EVICTED);
+	AWAY(true);
+	/* A load that fails; one that succeeds. */
+	change(&f, u, PE_EVICTED, PE_LOADING);
+	AWAY(true);
+	leave(&f, u, PE_EVICTED);
+	AWAY(true);
+	change(&f, u, PE_EVICTED, PE_LOADING);
+	leave(&f, u, PE_RESIDENT);
+	AWAY(false);
+	/* First touch. */
+	change(&f, u, PE_RESIDENT, PE_CLEARING);
+	leave(&f, u, PE_NONE);
+	change(&f, u, PE_NONE, PE_LOADING);
+	AWAY(false);
+	leave(&f, u, PE_RESIDENT);
+	AWAY(false);
+	/* Given up while it is away, and lost. */
+	page_table_repair(&f.pt, u, PE_EVICTED);
+	AWAY(true);
+	assert_true(page_table_run_away(&f.pt, RUN));
+	assert_false(page_table_run_away(&f.pt, 0));
+	change(&f, u, PE_EVICTED, PE_CLEARING);
+	AWAY(false);
+	leave(&f, u, PE_LOST);
+	AWAY(true);
+	page_table_repair(&f.pt, u, PE_RESIDENT);
+	AWAY(false);
+	/* Nobody else's. */
+	for (uint64_t i = 0; i < UNITS; i++)
+		assert_false(page_table_away(&f.pt, i));
+#undef AWAY
+	drop(&f);
+}
+
+/* A word of the directory that cannot be: the leaf is looked at, whose entries are checked. */
+static void test_open_mends_the_directory(void **state)
+{
+	struct fixture f = make(UNITS);
+	struct page_table again;
+
+	change(&f, 5, PE_NONE, PE_LOADING);
+	for (int bit = 0; bit < 64; bit++) {
+		*dir_word(&f, 0) ^= UINT64_C(1) << bit;
+		assert_int_equal(page_table_open(&again, f.memory, f.bytes), 0);
+		assert_int_equal(page_table_get(&again, 5), PE_LOADING);
+		assert_int_equal(page_table_get(&again, 6), PE_NONE);
+	}
+	/* Of a run that has none, all are zero. */
+	for (int bit = 1; bit < 62; bit++) {
+		*dir_word(&f, 1) = UINT64_C(1) << bit;
+		assert_int_equal(page_table_open(&again, f.memory, f.bytes), 0);
+		assert_int_equal(page_table_get(&again, RUN), PE_NONE);
+	}
 	drop(&f);
 }
 
@@ -361,7 +443,7 @@ static void test_two_threads_fill_one_leaf(void **state)
 			assert_int_equal(page_entry_state(page_table_get(&f.pt, u)), PE_PROTECTED);
 			assert_int_equal(page_entry_handle(page_table_get(&f.pt, u)), u);
 		}
-		assert_int_equal(page_table_footprint(&f.pt), 4096 + 4096 + 4096);
+		assert_int_equal(page_table_footprint(&f.pt), 4096 + 4096 + 64);
 		pthread_barrier_destroy(&start);
 		drop(&f);
 	}
@@ -380,6 +462,8 @@ int main(void)
 		cmocka_unit_test(test_open_mends_a_cut_off_fill),
 		cmocka_unit_test(test_open_counts_leaves_itself),
 		cmocka_unit_test(test_open_refuses_what_is_damaged),
+		cmocka_unit_test(test_the_away_bit_follows),
+		cmocka_unit_test(test_open_mends_the_directory),
 		cmocka_unit_test(test_footprint),
 		cmocka_unit_test(test_two_threads_fill_one_leaf),
 	};
