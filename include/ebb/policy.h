@@ -32,7 +32,7 @@
  */
 
 #define EBB_POLICY_ABI_MAJOR 1
-#define EBB_POLICY_ABI_MINOR 0
+#define EBB_POLICY_ABI_MINOR 1
 
 enum ebb_policy_role {
 	EBB_POLICY_RECLAIM = 1 << 0,
@@ -99,6 +99,22 @@ enum ebb_outcome {
 	EBB_OUTCOME_UNUSED = 9,	   /* prefetched and evicted again untouched */
 };
 
+enum ebb_pressure_known {
+	EBB_PRESSURE_PSI = 1 << 0, /* psi_some_ns is known */
+};
+
+/* What the VM suffers, as totals that only grow: differences tell. Since minor version 1. */
+struct ebb_pressure {
+	uint64_t size;	      /* in: sizeof(struct ebb_pressure) as the plugin knows it */
+	uint64_t time_ns;     /* CLOCK_MONOTONIC, of these totals */
+	uint64_t faults;      /* demand loads of stored content */
+	uint64_t refaults;    /* of them soon after the eviction */
+	uint64_t stall_ns;    /* how long threads of the VM waited for faults, all added up */
+	uint64_t psi_some_ns; /* memory pressure ("some") of the VMM's control group */
+	uint32_t known;	      /* enum ebb_pressure_known */
+	uint32_t reserved;
+};
+
 /*
  * What the engine gives to a policy instance. ctx is the first argument of every call. Bitmaps are
  * arrays of uint64_t, bit i of word i / 64 for unit first + i.
@@ -128,7 +144,23 @@ struct ebb_policy_host {
 	/* level: 0 error, 1 warning, 2 info, 3 debug. Rate-limited. */
 	void (*log)(void *ctx, int level, const char *fmt, ...)
 		__attribute__((format(printf, 3, 4)));
+
+	/* Since minor version 1: look with EBB_POLICY_HAS() before you call them. */
+
+	/*
+	 * Bring these back, in this order, behind what faults and on_fault ask for, as far as the
+	 * VM's limit has room. Returns how many of the n ranges were taken; the queue is full then:
+	 * the rest may be asked for again at the next tick.
+	 */
+	uint32_t (*prefetch)(void *ctx, const struct ebb_range *ranges, uint32_t n);
+	/* 0, or -errno and nothing is written. */
+	int (*pressure)(void *ctx, struct ebb_pressure *out);
 };
+
+/* True when the daemon's table (or a plugin's descriptor) has this member at all. */
+#define EBB_POLICY_HAS(table, member)                                                         \
+	((table)->size >= offsetof(__typeof__(*(table)), member) + sizeof((table)->member) && \
+	 (table)->member)
 
 /* The VM as the policy sees it; lives as long as the instance. */
 struct ebb_policy_vm {
@@ -152,6 +184,17 @@ struct ebb_access_window {
 enum ebb_policy_want {
 	EBB_POLICY_WANT_FAULTS = 1 << 0,  /* on_fault */
 	EBB_POLICY_WANT_WINDOWS = 1 << 1, /* on_access */
+	/*
+	 * Prefetch role: on_outcome also tells what was evicted (EVICTED, ZERO, CLEAN). Never
+	 * taken for granted: a policy without wants() does not get it. Since minor version 1.
+	 */
+	EBB_POLICY_WANT_EVICTIONS = 1 << 2,
+};
+
+/* What a VM's limit was and is, in bytes; 0: none. */
+struct ebb_limit {
+	uint64_t size;
+	uint64_t old_bytes, new_bytes;
 };
 
 struct ebb_policy {
@@ -218,6 +261,9 @@ struct ebb_policy {
 	 * them. Asked after attach and after every config. NULL: all hooks that are there.
 	 */
 	uint32_t (*wants)(void *instance);
+
+	/* The limit was changed. Both roles. May be NULL. Since minor version 1. */
+	void (*on_limit)(void *instance, const struct ebb_limit *limit);
 };
 
 /* The one symbol that a policy exports. */

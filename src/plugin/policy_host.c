@@ -65,6 +65,7 @@ static const struct {
 	[HOOK_STATS] = {"stats", SERIAL_BUDGET_NS},
 	[HOOK_SAVE] = {"save", 0},
 	[HOOK_RESTORE] = {"restore", 0},
+	[HOOK_LIMIT] = {"on_limit", SERIAL_BUDGET_NS},
 };
 static_assert(sizeof(hooks) / sizeof(hooks[0]) == POLICY_HOOKS, "every hook has a budget");
 
@@ -396,6 +397,25 @@ bool policy_wants_windows(const struct policy_instance *i)
 {
 	return working(i) &&
 	       atomic_load_explicit(&i->wants, memory_order_relaxed) & EBB_POLICY_WANT_WINDOWS;
+}
+
+bool policy_wants_evictions(const struct policy_instance *i)
+{
+	return working(i) &&
+	       atomic_load_explicit(&i->wants, memory_order_relaxed) & EBB_POLICY_WANT_EVICTIONS;
+}
+
+void policy_on_limit(struct policy_instance *i, uint64_t old_bytes, uint64_t new_bytes)
+{
+	const struct ebb_limit limit = {
+		.size = sizeof(limit), .old_bytes = old_bytes, .new_bytes = new_bytes};
+	uint64_t begin;
+
+	if (!working(i) || !i->policy->desc.on_limit)
+		return;
+	begin = hook_begin(i);
+	i->policy->desc.on_limit(i->data, &limit);
+	hook_end(i, HOOK_LIMIT, begin);
 }
 
 void policy_on_access(struct policy_instance *i, const struct ebb_access_window *w)

@@ -50,6 +50,8 @@ uint32_t policy_prefetch_fault(struct policy_instance *i, const struct ebb_fault
 void policy_reclaim_fault(struct policy_instance *i, const struct ebb_fault *f);
 bool policy_wants_faults(const struct policy_instance *i);
 bool policy_wants_windows(const struct policy_instance *i);
+bool policy_wants_evictions(const struct policy_instance *i);
+void policy_on_limit(struct policy_instance *i, uint64_t old_bytes, uint64_t new_bytes);
 void policy_on_access(struct policy_instance *i, const struct ebb_access_window *w);
 uint32_t policy_pick_victims(struct policy_instance *i, uint64_t want, bool urgent,
 			     struct ebb_range *out, uint32_t max);

@@ -34,6 +34,7 @@ enum policy_hook {
 	HOOK_STATS,
 	HOOK_SAVE,
 	HOOK_RESTORE,
+	HOOK_LIMIT,
 	POLICY_HOOKS,
 };
 

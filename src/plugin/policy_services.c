@@ -122,6 +122,52 @@ static uint32_t service_blocks(void *ctx, struct ebb_block *out, uint32_t n)
 	return i->host->blocks(i->host->ctx, out ? out : &nowhere, out ? n : 0);
 }
 
+static uint32_t service_prefetch(void *ctx, const struct ebb_range *ranges, uint32_t n)
+{
+	struct policy_instance *i = ctx;
+	uint64_t units = atomic_load_explicit(&i->units, memory_order_relaxed);
+	uint64_t begin;
+	uint32_t taken = 0;
+
+	if (policy_on_fault_path || !i->host->prefetch)
+		return 0;
+	begin = service_begin();
+	for (; taken < n; taken++) {
+		struct ebb_range r = ranges[taken];
+
+		/* What cannot be is taken, and nothing comes of it. */
+		if (r.first >= units || !r.count)
+			continue;
+		if (r.count > units - r.first)
+			r.count = units - r.first;
+		if (!i->host->prefetch(i->host->ctx, &r, 1))
+			break;
+	}
+	service_end(i, begin);
+	return taken;
+}
+
+static int service_pressure(void *ctx, struct ebb_pressure *out)
+{
+	struct policy_instance *i = ctx;
+	struct ebb_pressure p = {.size = sizeof(p)};
+	uint64_t begin, size = out->size;
+	int r;
+
+	if (policy_on_fault_path)
+		return -EDEADLK;
+	if (!i->host->pressure)
+		return -ENOTSUP;
+	begin = service_begin();
+	r = i->host->pressure(i->host->ctx, &p);
+	service_end(i, begin);
+	if (r)
+		return r;
+	memcpy(out, &p, size < sizeof(p) ? size : sizeof(p));
+	out->size = size;
+	return 0;
+}
+
 static uint64_t service_now_ns(void *ctx)
 {
 	struct policy_instance *i = ctx;
@@ -164,5 +210,7 @@ void policy_services_init(struct policy_instance *i)
 		.blocks = service_blocks,
 		.now_ns = service_now_ns,
 		.log = service_log,
+		.prefetch = service_prefetch,
+		.pressure = service_pressure,
 	};
 }
