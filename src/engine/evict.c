@@ -508,6 +508,24 @@ static void look_at_prefetched(struct evict_context *c, struct block *b, unsigne
 	}
 }
 
+/* To a prefetcher that asked for it: what has gone, in whatever way. Under policy_lock. */
+static void tell_evictions(struct evict_context *c, struct block *b, unsigned int n)
+{
+	struct policy_instance *p = atomic_load(&b->vm->prefetch.instance);
+	uint64_t units[EVICT_BATCH_MAX];
+
+	if (!p || !policy_wants_evictions(p))
+		return;
+	for (uint32_t o = EBB_OUTCOME_EVICTED; o <= EBB_OUTCOME_CLEAN; o++) {
+		uint32_t k = 0;
+
+		for (unsigned int i = 0; i < n; i++)
+			if (c->items[i].step == DONE && c->items[i].outcome == o)
+				units[k++] = b->first_unit + c->items[i].unit;
+		policy_on_outcome(p, o, units, k);
+	}
+}
+
 static void tell_policy(struct evict_context *c, struct block *b, unsigned int n)
 {
 	struct vm *vm = b->vm;
@@ -525,6 +543,7 @@ static void tell_policy(struct evict_context *c, struct block *b, unsigned int n
 				policy_on_outcome(atomic_load(&vm->reclaim.instance), o, units, k);
 		}
 	}
+	tell_evictions(c, b, n);
 	for (int unused = 0; unused < 2 && atomic_load(&vm->prefetch.instance); unused++) {
 		uint32_t k = 0;
 

@@ -33,7 +33,7 @@
 #define MESSAGES      64
 #define LOADS	      32 /* asynchronous loads of 4 KiB in flight, per worker */
 #define HUGE_LOADS    4	 /* of 2 MiB */
-#define PREFETCH_ASKS 8	 /* ranges that one fault may ask for */
+#define PREFETCH_ASKS 64 /* ranges that one fault may ask for */
 
 struct load {
 	struct ebb_io io; /* first: io.user points back */
@@ -168,6 +168,8 @@ static void place(struct fault_worker *w, struct block *b, uint64_t unit, uint64
 		vm_count(vm, COUNTER_zero_faults);
 	else
 		vm_count(vm, COUNTER_faults);
+	if (!fill)
+		vm_add(vm, COUNTER_load_wait_ns, clock_ns() - start_ns);
 	if (entry & PE_RECENT) {
 		vm_count(vm, COUNTER_refaults);
 		flags |= FAULT_REFAULT;

@@ -228,6 +228,8 @@ void prefetcher_free(struct prefetcher *p);
 /* From the fault path: hand ranges over. Never blocks; drops what does not fit. */
 void engine_prefetch_kick(struct engine *eng);
 void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n);
+/* Behind all that. False when the queue is full. Not from the fault path: it allocates. */
+bool bulk_push(struct vm *vm, const struct ebb_range *range);
 
 /* ---- keeper.c: exits, ticks, maintenance, foreign mappings ---- */
 int keeper_new(struct engine *eng, struct keeper **out);
@@ -312,6 +314,9 @@ int policies_give(struct vm *vm, uint32_t role, const char *name,
 void policies_default(struct engine *eng, struct vm *vm);
 void policies_detach(struct vm *vm);
 void policies_resize(struct vm *vm);
+/* The VM's limit was changed. */
+void policies_limit(struct vm *vm, uint64_t old_bytes, uint64_t new_bytes);
+void policies_tick_prefetch(struct vm *vm);
 void policies_free(struct engine *eng);
 
 #endif

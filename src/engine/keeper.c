@@ -157,6 +157,9 @@ static void tick_policies(struct vm *vm)
 	p = atomic_load(&vm->reclaim.instance);
 	if (p)
 		want = policy_tick(p, clock_ns());
+	p = atomic_load(&vm->prefetch.instance);
+	if (p)
+		policy_tick(p, clock_ns());
 	tell_failure(vm, &vm->reclaim);
 	tell_failure(vm, &vm->prefetch);
 	pthread_mutex_unlock(&vm->policy_lock);

@@ -97,7 +97,16 @@ static void replace(struct vm *vm, uint32_t role, struct policy_instance *i, con
 {
 	struct vm_policy *p = role_of(vm, role);
 	struct policy_instance *old;
+	uint64_t limit = atomic_load(&vm->limit_bytes);
 
+	/* A VM that is just being made has no limit yet: its maker may hold what comes before. */
+	if (i && limit) {
+		pthread_rwlock_rdlock(&vm->structure);
+		pthread_mutex_lock(&vm->policy_lock);
+		policy_on_limit(i, 0, limit);
+		pthread_mutex_unlock(&vm->policy_lock);
+		pthread_rwlock_unlock(&vm->structure);
+	}
 	pthread_mutex_lock(&vm->policy_lock);
 	old = atomic_exchange(&p->instance, i);
 	snprintf(p->name, sizeof(p->name), "%s", name);
@@ -185,6 +194,27 @@ void policies_resize(struct vm *vm)
 		policy_on_resize(atomic_load(&vm->reclaim.instance), units);
 	if (atomic_load(&vm->prefetch.instance))
 		policy_on_resize(atomic_load(&vm->prefetch.instance), units);
+	pthread_mutex_unlock(&vm->policy_lock);
+}
+
+void policies_limit(struct vm *vm, uint64_t old_bytes, uint64_t new_bytes)
+{
+	/* Hooks may ask about blocks, and this is no engine thread. */
+	pthread_rwlock_rdlock(&vm->structure);
+	pthread_mutex_lock(&vm->policy_lock);
+	if (atomic_load(&vm->reclaim.instance))
+		policy_on_limit(atomic_load(&vm->reclaim.instance), old_bytes, new_bytes);
+	if (atomic_load(&vm->prefetch.instance))
+		policy_on_limit(atomic_load(&vm->prefetch.instance), old_bytes, new_bytes);
+	pthread_mutex_unlock(&vm->policy_lock);
+	pthread_rwlock_unlock(&vm->structure);
+}
+
+void policies_tick_prefetch(struct vm *vm)
+{
+	pthread_mutex_lock(&vm->policy_lock);
+	if (atomic_load(&vm->prefetch.instance))
+		policy_tick(atomic_load(&vm->prefetch.instance), clock_ns());
 	pthread_mutex_unlock(&vm->policy_lock);
 }
 

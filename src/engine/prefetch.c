@@ -13,15 +13,17 @@
  * Theory of operation
  *
  * Fault workers put the ranges that a policy asked for into their VM's ring and go on; this thread
- * takes them from there. It takes at most half of the VM's headroom, so that no demand fault ever
- * waits for its sake. A unit that it brought in is taken out of the VMM's page table again (the
- * page stays): then the first use maps it in the kernel, without us, and the present bit tells
- * later whether there was one. It also makes huge pages of units that came back in small ones. How
- * many ranges wait is bounded; what does not fit is dropped.
+ * takes them from there. What a policy wants brought back in bulk waits in a queue of its own
+ * behind that, and is taken a slice at a time. It takes at most half of the VM's headroom, so that
+ * no demand fault ever waits for its sake. A unit that it brought in is taken out of the VMM's page
+ * table again (the page stays): then the first use maps it in the kernel, without us, and the
+ * present bit tells later whether there was one. It also makes huge pages of units that came back
+ * in small ones. How many ranges wait is bounded; what does not fit is dropped.
  */
 
 #define RANGE_MAX_UNITS 512u
 #define ZAP_BATCH	64u
+#define BULK_SLICE	64u /* units of the bulk queue before the rings are looked at again */
 
 struct prefetcher {
 	struct engine_thread t;
@@ -45,6 +47,58 @@ void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n)
 	for (uint32_t i = 0; i < n; i++)
 		ring_push(&vm->prefetch_ring, &ranges[i]);
 	engine_prefetch_kick(vm->eng);
+}
+
+bool bulk_push(struct vm *vm, const struct ebb_range *range)
+{
+	struct bulk_queue *q = &vm->bulk;
+	bool taken = false;
+
+	pthread_mutex_lock(&q->lock);
+	if (!q->slots) {
+		uint64_t size = atomic_load(&vm->units) / 8;
+
+		q->size = size < BULK_MIN ? BULK_MIN : size > BULK_MAX ? BULK_MAX : size;
+		q->slots = calloc(q->size, sizeof(*q->slots));
+	}
+	if (q->slots && q->head - q->tail < q->size) {
+		q->slots[q->head++ % q->size] = *range;
+		taken = true;
+	}
+	pthread_mutex_unlock(&q->lock);
+	if (taken)
+		engine_prefetch_kick(vm->eng);
+	return taken;
+}
+
+/* The next slice; false when there is none. */
+static bool bulk_pop(struct bulk_queue *q, struct ebb_range *out)
+{
+	struct ebb_range *next;
+	bool there;
+
+	pthread_mutex_lock(&q->lock);
+	there = q->head != q->tail;
+	if (there) {
+		next = &q->slots[q->tail % q->size];
+		*out = *next;
+		if (out->count > BULK_SLICE)
+			out->count = BULK_SLICE;
+		next->first += out->count;
+		next->count -= out->count;
+		if (!next->count)
+			q->tail++;
+		q->drained = q->head == q->tail;
+	}
+	pthread_mutex_unlock(&q->lock);
+	return there;
+}
+
+static void bulk_drop(struct bulk_queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	q->tail = q->head;
+	pthread_mutex_unlock(&q->lock);
 }
 
 void collapse_push(struct vm *vm, uint64_t vm_unit)
@@ -131,27 +185,59 @@ static void collapse(struct vm *vm, uint64_t vm_unit)
 		thp_collapse(b, unit);
 }
 
+/*
+ * One slice of the bulk queue; true when there may be more. A policy that asked for more than the
+ * queue holds is asked again as soon as it is empty, by a tick.
+ */
+static bool fetch_bulk(struct prefetcher *p, struct vm *vm)
+{
+	struct ebb_range range;
+
+	if (!bulk_pop(&vm->bulk, &range))
+		return false;
+	if (!room(vm)) {
+		bulk_drop(&vm->bulk);
+		return false;
+	}
+	fetch(p, vm, range);
+	if (vm->bulk.drained) {
+		vm->bulk.drained = false;
+		policies_tick_prefetch(vm);
+	}
+	return true;
+}
+
+/* True when there is bulk work left. */
+static bool work_on(struct prefetcher *p, struct vm *vm)
+{
+	struct ebb_range range;
+
+	while (!atomic_load(&vm->dead) && pop(&vm->prefetch_ring, &range))
+		fetch(p, vm, range);
+	while (!atomic_load(&vm->dead) && pop(&vm->collapse_ring, &range))
+		collapse(vm, range.first);
+	return !atomic_load(&vm->dead) && fetch_bulk(p, vm);
+}
+
 static void *prefetcher_main(void *arg)
 {
 	struct prefetcher *p = arg;
 	struct engine *eng = p->t.eng;
 	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
+	bool more = false;
 
 	while (vms && !atomic_load(&eng->stop)) {
 		struct pollfd pfd = {.fd = p->t.wake_fd, .events = POLLIN};
-		struct ebb_range range;
 		unsigned int n;
 
 		loader_flush_frees(&p->loader);
 		loader_refresh(&p->loader, 1);
 		engine_thread_pass(&p->t);
-		poll(&pfd, 1, 1000);
+		poll(&pfd, 1, more ? 0 : 1000);
+		more = false;
 		n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
 		for (unsigned int i = 0; i < n; i++) {
-			while (!atomic_load(&vms[i]->dead) && pop(&vms[i]->prefetch_ring, &range))
-				fetch(p, vms[i], range);
-			while (!atomic_load(&vms[i]->dead) && pop(&vms[i]->collapse_ring, &range))
-				collapse(vms[i], range.first);
+			more |= work_on(p, vms[i]);
 			vm_put(vms[i]);
 		}
 	}

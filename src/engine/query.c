@@ -234,9 +234,13 @@ int engine_vm_set(struct engine *eng, const char *name, const struct vm_settings
 		if (s->set & VM_SET_WEIGHT)
 			atomic_store(&vm->weight, s->weight);
 		if (s->set & VM_SET_LIMIT) {
+			uint64_t old = atomic_load(&vm->limit_bytes);
+
 			atomic_store(&vm->limit_set_ns, clock_ns());
 			atomic_store(&vm->limit_bytes, s->limit_bytes);
 			engine_kick(vm);
+			if (old != s->limit_bytes)
+				policies_limit(vm, old, s->limit_bytes);
 		}
 	}
 	vm_put(vm);

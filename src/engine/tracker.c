@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "engine/internal.h"
 #include "sys/pagemap.h"
+#include "sys/procinfo.h"
 
 /*
  * Theory of operation
@@ -196,12 +197,56 @@ static void flush_zaps(struct zap_batch *z)
 	z->n = 0;
 }
 
+/*
+ * What was prefetched and touched since would look untouched from here on: it is told now, once.
+ * The present bit is the only sign of a first use. Under policy_lock.
+ */
+static void note_uses(struct block *b, uint64_t unit, uint64_t count)
+{
+	struct vm *vm = b->vm;
+	struct policy_instance *p = atomic_load(&vm->prefetch.instance);
+	uint64_t present[CHUNK / 64], used[64];
+	uint32_t n = 0;
+	bool looked = false;
+
+	if (atomic_load(&vm->counter[COUNTER_prefetched]) <=
+	    atomic_load(&vm->counter[COUNTER_prefetch_hits]) +
+		    atomic_load(&vm->counter[COUNTER_prefetch_wasted]))
+		return;
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t at = i % CHUNK, e = page_table_get(&b->table, unit + i);
+
+		if (!at)
+			looked = false;
+		if (!(e & PE_PREFETCHED) || page_entry_state(e) != PE_RESIDENT)
+			continue;
+		if (!looked) {
+			uint64_t first = unit + i - at, left = count - (i - at);
+
+			memset(present, 0, sizeof(present));
+			present_part(b, first, left < CHUNK ? left : CHUNK, 0, present);
+			looked = true;
+		}
+		if (!get_bit(present, at) ||
+		    !page_table_cas(&b->table, unit + i, &e, e & ~PE_PREFETCHED))
+			continue;
+		vm_count(vm, COUNTER_prefetch_hits);
+		used[n++] = b->first_unit + unit + i;
+		if (n == 64 && p)
+			policy_on_outcome(p, EBB_OUTCOME_USED, used, n);
+		n %= 64;
+	}
+	if (n && p)
+		policy_on_outcome(p, EBB_OUTCOME_USED, used, n);
+}
+
 /* Drops the page-table entries of the given units of one block in every process. */
 static int zap_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
 {
 	struct zap_batch *z = arg;
 
 	(void)at;
+	note_uses(b, unit, count);
 	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
 		struct mapping *m = atomic_load(&b->mappings[i]);
 		uint64_t u = unit, n = count;
@@ -269,6 +314,33 @@ static uint64_t host_now(void *ctx)
 	return clock_ns();
 }
 
+static uint32_t host_prefetch(void *ctx, const struct ebb_range *ranges, uint32_t n)
+{
+	uint32_t taken = 0;
+
+	while (taken < n && bulk_push(ctx, &ranges[taken]))
+		taken++;
+	return taken;
+}
+
+static int host_pressure(void *ctx, struct ebb_pressure *out)
+{
+	struct vm *vm = ctx;
+	struct attachment *att = atomic_load(&vm->attachments[0]);
+	uint64_t some_us;
+
+	out->time_ns = clock_ns();
+	out->faults = atomic_load(&vm->counter[COUNTER_faults]);
+	out->refaults = atomic_load(&vm->counter[COUNTER_refaults]);
+	out->stall_ns = atomic_load(&vm->counter[COUNTER_load_wait_ns]);
+	out->known = 0;
+	if (att && !atomic_load(&att->dead) && procinfo_memory_pressure(att->pid, &some_us) == 0) {
+		out->psi_some_ns = some_us * NS_PER_US;
+		out->known |= EBB_PRESSURE_PSI;
+	}
+	return 0;
+}
+
 static void host_log(void *ctx, int level, const char *fmt, ...)
 {
 	static struct log_limit limit;
@@ -298,6 +370,8 @@ void tracker_host_init(struct vm *vm, struct vm_policy *p)
 		.blocks = host_blocks,
 		.now_ns = host_now,
 		.log = host_log,
+		.prefetch = host_prefetch,
+		.pressure = host_pressure,
 	};
 	p->self = (struct ebb_policy_vm){
 		.size = sizeof(p->self),

@@ -76,6 +76,7 @@ struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t 
 	pthread_mutex_init(&vm->policy_lock, NULL);
 	pthread_mutex_init(&vm->op_lock, NULL);
 	pthread_mutex_init(&vm->recent.lock, NULL);
+	pthread_mutex_init(&vm->bulk.lock, NULL);
 	return vm;
 }
 
@@ -125,6 +126,8 @@ void vm_put(struct vm *vm)
 	pthread_mutex_destroy(&vm->policy_lock);
 	pthread_mutex_destroy(&vm->op_lock);
 	pthread_mutex_destroy(&vm->recent.lock);
+	pthread_mutex_destroy(&vm->bulk.lock);
+	free(vm->bulk.slots);
 	free(vm->recent.units);
 	free(vm);
 }

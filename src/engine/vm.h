@@ -124,11 +124,24 @@ struct recent_ring {
 };
 
 /* Ranges that the prefetcher was asked for on the fault path. */
-#define PREFETCH_RING 256u
+#define PREFETCH_RING 1024u
 struct prefetch_ring {
 	_Atomic uint64_t head, tail;
 	struct ebb_range slots[PREFETCH_RING];
 	_Atomic bool ready[PREFETCH_RING]; /* the slot is written */
+};
+
+/*
+ * Ranges that a policy wants brought back in bulk, behind those of the fault path. Made when the
+ * first one is asked for.
+ */
+#define BULK_MIN 256u
+#define BULK_MAX 65536u
+struct bulk_queue {
+	pthread_mutex_t lock;
+	struct ebb_range *slots;
+	uint64_t head, tail, size;
+	bool drained; /* since the last one was taken: the policy may have more */
 };
 
 /* Faults that the reclaim policy is told of later; old ones are overwritten. */
@@ -212,6 +225,7 @@ struct vm {
 	struct vm_policy reclaim, prefetch;
 	_Atomic bool reclaim_wants_faults;
 	struct prefetch_ring prefetch_ring, collapse_ring;
+	struct bulk_queue bulk;
 	pthread_mutex_t op_lock;  /* guards: */
 	struct loader *op_loader; /* of discards; made by the first */
 	struct fault_ring fault_ring;

@@ -149,6 +149,33 @@ static void take_level(const struct hierarchy *h, struct procinfo_memcg *m)
 	}
 }
 
+int procinfo_memory_pressure(pid_t pid, uint64_t *some_us)
+{
+	struct hierarchy *h = calloc(1, sizeof(*h));
+	char *path = calloc(1, PATH_MAX), *file = NULL, line[256] = "";
+	FILE *f = NULL;
+	int version = 0, r = h && path ? find_path(pid, path, &version) : -ENOMEM;
+
+	if (!r && (version != 2 || !find_mount(version, path, h)))
+		r = -ENOENT; /* version 1 knows none by cgroup */
+	if (!r && asprintf(&file, "%s%s/memory.pressure", h->mount, h->path) < 0)
+		r = -ENOMEM;
+	if (!r) {
+		f = fopen(file, "re");
+		r = f ? 0 : -errno;
+	}
+	/* some avg10=0.00 avg60=0.00 avg300=0.00 total=0 */
+	if (!r && (!fgets(line, sizeof(line), f) ||
+		   sscanf(line, "some %*s %*s %*s total=%" SCNu64, some_us) != 1))
+		r = -EIO;
+	if (f)
+		fclose(f);
+	free(file);
+	free(path);
+	free(h);
+	return r;
+}
+
 int procinfo_memcg(pid_t pid, struct procinfo_memcg *out)
 {
 	struct procinfo_memcg m = {.limit_bytes = UINT64_MAX};

@@ -44,6 +44,9 @@ struct procinfo_memcg {
 	bool swap_forbidden; /* version 2, memory.swap.max is 0 at some level */
 };
 int procinfo_memcg(pid_t pid, struct procinfo_memcg *out);
+/* Memory pressure of the process's own cgroup: for how long some task of it has waited for memory.
+ */
+int procinfo_memory_pressure(pid_t pid, uint64_t *some_us);
 
 struct procinfo_host {
 	uint64_t total_bytes, available_bytes;
