@@ -69,7 +69,7 @@ void client_init(struct client *c)
 	pthread_condattr_t attr;
 
 	c->pid = getpid();
-	c->sock = c->wake = c->uffd = -1;
+	c->sock = c->wake = c->watch = c->uffd = -1;
 	c->min_size = MIN_SIZE_DEFAULT;
 	if (min && size_parse(min, &c->min_size))
 		say("EBB_MIN_SIZE=%s is no size; using 64M", min);

@@ -117,6 +117,8 @@ struct client {
 	_Atomic bool mappings_changed; /* since the helper looked */
 	_Atomic uint64_t unmaps; /* counts what takes mappings away, so that a scan can tell */
 	int wake;		 /* eventfd */
+	int watch;		 /* inotify on the socket's folder, or -1; the helper's */
+	bool watching;		 /* it has the folder */
 	pthread_t helper;
 	pid_t pid; /* that the above is about */
 

@@ -13,10 +13,10 @@
 #include "client/link.h"
 
 /*
- * Without a connection the thread looks for a daemon whenever there is RAM to offer, first after
- * 100 ms, then ever less often up to every 2 s (a minute where the daemon refused). Once attached
- * it sends what is queued, in order, and takes the answers, in the same order, and the daemon's
- * requests from one stream of lines.
+ * Without a connection the thread looks for a daemon whenever there is RAM to offer: when its
+ * socket appears (watch.c), and from time to time, first after 10 ms, then ever less often up to
+ * every 2 s (a minute where the daemon refused). Once attached it sends what is queued, in order,
+ * and takes the answers, in the same order, and the daemon's requests from one stream of lines.
  *
  * When the connection ends, the ranges may still be registered: pages may be evicted, and only
  * our duplicate of the userfaultfd keeps the vCPUs that need them waiting instead of reading
@@ -57,6 +57,8 @@ static uint64_t step(struct client *c)
 {
 	uint64_t next;
 
+	if (c->link != LINK_ATTACHED && !c->watching)
+		watch_begin(c);
 	switch (c->link) {
 	case LINK_NONE:
 		return offer_attach(c);
@@ -92,18 +94,21 @@ static void *helper_main(void *arg)
 		keep_root(c);
 	while (!atomic_load(&c->finished) || c->link == LINK_ATTACHED) {
 		uint64_t next = step(c), now = clock_ns(), count;
-		struct pollfd p[2] = {
+		struct pollfd p[3] = {
 			{.fd = c->wake, .events = POLLIN},
 			{.fd = c->link == LINK_ATTACHED ? c->sock : -1, .events = POLLIN},
+			{.fd = c->watch, .events = POLLIN},
 		};
 		int ms = -1;
 
 		if (next)
 			ms = next > now ? (int)((next - now + NS_PER_MS - 1) / NS_PER_MS) : 0;
-		if (poll(p, 2, ms) < 0)
+		if (poll(p, 3, ms) < 0)
 			continue;
 		if (p[0].revents && read(c->wake, &count, sizeof(count)) < 0)
 			continue;
+		if (p[2].revents)
+			watch_read(c);
 		if (p[1].revents)
 			serve_input(c);
 	}

@@ -30,7 +30,7 @@
 #define ALIAS(name) __attribute__((visibility("default"), alias(#name)))
 #endif
 
-struct client the_client = {.sock = -1, .wake = -1, .uffd = -1};
+struct client the_client = {.sock = -1, .wake = -1, .watch = -1, .uffd = -1};
 static _Atomic bool ready; /* the constructor is through */
 
 static bool hooks_ready(void)

@@ -207,13 +207,15 @@ void client_fork_child(struct client *c)
 	/* The parent's connection is not the child's; its userfaultfd is about the parent. */
 	client_drop_fd(c, c->sock);
 	client_drop_fd(c, c->wake);
+	client_drop_fd(c, c->watch);
 	client_drop_fd(c, c->uffd);
 	for (unsigned int i = 0; i < c->n_kept; i++)
 		client_drop_fd(c, c->kept[i].fd);
 	c->n_kept = 0;
 	c->taking_over = false;
 	c->lost_by = 0;
-	c->sock = c->wake = c->uffd = -1;
+	c->sock = c->wake = c->watch = c->uffd = -1;
+	c->watching = false;
 	c->link = LINK_NONE;
 	c->sending = false;
 	c->pid = getpid();

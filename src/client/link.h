@@ -15,7 +15,7 @@
 /* That came and are not taken: one with the line that is not complete yet, one just read. */
 #define LINK_FDS_WAITING 2
 
-#define BACKOFF_FIRST_NS   (100 * NS_PER_MS)
+#define BACKOFF_FIRST_NS   (10 * NS_PER_MS)
 #define BACKOFF_LAST_NS	   (2 * NS_PER_S)
 #define BACKOFF_REFUSED_NS (60 * NS_PER_S)
 
@@ -79,6 +79,13 @@ void link_lost(struct client *c);
 /* The process at the other end; 0 when it is not known. */
 pid_t link_daemon_pid(struct client *c);
 void link_check_orphan(struct client *c);
+
+/* ---- watch.c: seeing at once that a daemon's socket has come ---- */
+
+/* Watches the socket's folder, if that can be. Before a try to connect, so that none is missed. */
+void watch_begin(struct client *c);
+/* Something happened in the folder: the next try may be due. */
+void watch_read(struct client *c);
 
 /* ---- resume.c: for the daemon that comes after this one ---- */
 
