@@ -352,7 +352,7 @@ int compact(struct space *sp, uint32_t budget_us)
 	uint64_t deadline_us = now_us() + budget_us;
 	bool more = true;
 
-	if (pthread_mutex_trylock(&sp->maintain_lock))
+	if (atomic_load(&sp->unsettled) || pthread_mutex_trylock(&sp->maintain_lock))
 		return 0;
 	do {
 		switch (sp->compact.phase) {

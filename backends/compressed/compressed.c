@@ -347,8 +347,11 @@ static int store_quiesce(void *instance)
 	int r = 0;
 
 	pthread_mutex_lock(&st->lock);
-	for (struct space *sp = st->spaces; sp && !r; sp = sp->next)
-		r = running_leave(sp);
+	for (struct space *sp = st->spaces; sp && !r; sp = sp->next) {
+		r = recover_settle(sp);
+		if (!r)
+			r = running_leave(sp);
+	}
 	pthread_mutex_unlock(&st->lock);
 	return r;
 }

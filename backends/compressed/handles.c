@@ -173,3 +173,11 @@ uint64_t handle_pages_trim(struct space *sp, uint32_t *page, uint32_t n)
 	}
 	return freed;
 }
+
+void handle_mark(const struct space *sp, uint64_t handle, uint8_t *named, uint64_t entries)
+{
+	uint32_t index = handle_index(handle);
+
+	if (index < entries && entry_gen(atomic_load(&sp->table[index])) == handle_gen(handle))
+		named[index / 8] |= (uint8_t)(1u << (index % 8));
+}

@@ -61,6 +61,7 @@ static_assert(sizeof(struct store_header) <= PAGE_BYTES, "the header is one page
  *        42    live
  *        43    used   (free, but had a generation before)
  *        44-62 generation
+ *        63    doomed (freed, and its slot is still to be released: see recover.c)
  *
  * In a free entry that was used, bits 0-9 are 1 + the index of the next free entry in the same
  * page of the table (a hint of the running daemon's), and the generation is the next to give out.
@@ -72,11 +73,12 @@ enum coding { CODING_PLAIN = 0, CODING_LZ4 = 1, CODING_ZSTD = 2, CODING_LIST = 3
 #define GEN_BITS   19
 #define INDEX_BITS 29
 
-#define ENTRY_PIECE (UINT64_C(1) << 41)
-#define ENTRY_LIVE  (UINT64_C(1) << 42)
-#define ENTRY_USED  (UINT64_C(1) << 43)
-#define GEN_SHIFT   44
-#define GEN_MASK    ((1u << GEN_BITS) - 1)
+#define ENTRY_PIECE  (UINT64_C(1) << 41)
+#define ENTRY_LIVE   (UINT64_C(1) << 42)
+#define ENTRY_USED   (UINT64_C(1) << 43)
+#define ENTRY_DOOMED (UINT64_C(1) << 63)
+#define GEN_SHIFT    44
+#define GEN_MASK     ((1u << GEN_BITS) - 1)
 
 #define SLOTS_MAX	 (1u << SLOT_BITS)
 #define SLABS_MAX	 (1u << SLAB_BITS)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* object.c: objects: stored, loaded and freed through their handles. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -155,10 +156,15 @@ int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, 
 		 uint32_t *stored_bytes)
 {
 	const struct purpose whole = {.owner = io->owner};
-	int order = order_of(io->len);
+	int order = order_of(io->len), r;
 
 	if (order < 0)
 		return order;
+	if (atomic_load_explicit(&sp->unsettled, memory_order_acquire)) {
+		r = recover_settle(sp);
+		if (r)
+			return r;
+	}
 	if ((unsigned int)order <= PIECE_ORDER)
 		return store_one(ch, sp, &whole, io->buf, (unsigned int)order, io->flags, handle,
 				 stored_bytes);
@@ -312,13 +318,47 @@ bool object_sums(const struct space *sp, uint64_t e, struct slot_sums *sums, uin
 	return sound;
 }
 
+void object_forget(struct space *sp, uint32_t index, uint64_t e)
+{
+	struct slot_sums sums;
+	uint32_t used;
+
+	atomic_store(&sp->table[index], entry_free(entry_gen(e) + 1, 0));
+	object_sums(sp, e, &sums, &used);
+	slot_release(sp, (struct slot){entry_slab(e), entry_slot(e)}, &sums);
+	handle_release(sp, index);
+}
+
+/* Marks an entry for recovery to free. -EAGAIN when that is over. */
+static int doom(struct space *sp, uint64_t handle, uint64_t kind)
+{
+	uint32_t index = handle_index(handle);
+	int r = -EAGAIN;
+	uint64_t e;
+
+	pthread_mutex_lock(&sp->doom_lock);
+	if (atomic_load(&sp->unsettled))
+		do {
+			r = find(sp, handle, kind, &e);
+		} while (!r && !atomic_compare_exchange_strong(&sp->table[index], &e,
+							       (e & ~ENTRY_LIVE) | ENTRY_DOOMED));
+	pthread_mutex_unlock(&sp->doom_lock);
+	return r;
+}
+
 /* Frees one entry and its slot. Returns 0, or -EINVAL when the handle is not live. */
 static int free_entry(struct channel *ch, struct space *sp, uint64_t handle, uint64_t kind)
 {
 	uint32_t index = handle_index(handle), used;
 	struct slot_sums sums;
 	uint64_t e;
+	int r;
 
+	if (atomic_load_explicit(&sp->unsettled, memory_order_acquire)) {
+		r = doom(sp, handle, kind);
+		if (r != -EAGAIN)
+			return r;
+	}
 	do {
 		if (find(sp, handle, kind, &e))
 			return -EINVAL;
@@ -360,37 +400,28 @@ int object_free(struct channel *ch, struct space *sp, uint64_t handle)
 
 /* ---- retain ---- */
 
-static bool is_among(uint64_t handle, const uint64_t *handles, uint64_t n)
-{
-	uint64_t lo = 0, hi = n;
-
-	while (lo < hi) {
-		uint64_t mid = lo + (hi - lo) / 2;
-
-		if (handles[mid] == handle)
-			return true;
-		if (handles[mid] < handle)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	return false;
-}
-
 int64_t object_retain(struct channel *ch, struct space *sp, const uint64_t *handles, uint64_t n)
 {
 	uint64_t entries = (uint64_t)atomic_load(&sp->header->table_pages) * ENTRIES_PER_PAGE;
+	uint8_t *named = calloc(entries / 8 + 1, 1);
 	int64_t freed = 0;
+	int r = named ? recover_settle(sp) : -ENOMEM;
 
+	if (r) {
+		free(named);
+		return r;
+	}
+	for (uint64_t i = 0; i < n; i++)
+		handle_mark(sp, handles[i], named, entries);
 	for (uint64_t i = 0; i < entries; i++) {
-		uint64_t e = atomic_load(&sp->table[i]), handle;
+		uint64_t e = atomic_load(&sp->table[i]);
 
 		/* Pieces go with the list that names them. */
-		if (!(e & ENTRY_LIVE) || (e & ENTRY_PIECE))
+		if (!(e & ENTRY_LIVE) || (e & ENTRY_PIECE) || named[i / 8] >> (i % 8) & 1)
 			continue;
-		handle = handle_make((uint32_t)i, entry_gen(e));
-		if (!is_among(handle, handles, n) && object_free(ch, sp, handle) == 0)
+		if (object_free(ch, sp, handle_make((uint32_t)i, entry_gen(e))) == 0)
 			freed++;
 	}
+	free(named);
 	return freed;
 }

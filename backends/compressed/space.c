@@ -200,6 +200,8 @@ int space_open(struct store *st, const struct ebb_space_params *params, struct s
 	sp->store = st;
 	sp->host_ctx = params->space_ctx;
 	pthread_mutex_init(&sp->maintain_lock, NULL);
+	pthread_mutex_init(&sp->settle_lock, NULL);
+	pthread_mutex_init(&sp->doom_lock, NULL);
 	sp->compact.slabs = NONE;
 	space_lay_out(sp, space_span(params->ram_bytes));
 	r = space_start(sp);
@@ -237,6 +239,7 @@ void space_usage(struct space *sp, struct ebb_usage *out)
 {
 	uint64_t stored = 0, footprint;
 
+	recover_settle(sp); /* without memory for that, it is too little */
 	for (unsigned int i = 0; i < sp->store->classes.n; i++) {
 		struct class_state *c = &sp->classes[i];
 

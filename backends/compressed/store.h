@@ -81,7 +81,8 @@ struct store;
 
 /*
  * Lock order: maintain_lock, a class's lock, pool_lock. table_lock is taken with none of them
- * held but maintain_lock, and nothing is taken under it.
+ * held but maintain_lock, and nothing is taken under it. settle_lock comes before all of these, and
+ * doom_lock is taken alone or under it.
  */
 struct space {
 	struct store *store;
@@ -113,6 +114,10 @@ struct space {
 
 	pthread_mutex_t maintain_lock;
 	struct compaction compact;
+
+	_Atomic bool unsettled;	     /* taken over, not all is on the books: see recover.c */
+	pthread_mutex_t settle_lock; /* whoever settles */
+	pthread_mutex_t doom_lock;   /* around dooming and the end of it */
 
 	_Atomic uint64_t mem_bytes; /* of the memfd that have memory */
 	bool left_room;		    /* for what running_leave() writes */
@@ -202,6 +207,9 @@ bool handle_page_used(struct space *sp, uint32_t page);
 /* Gives back the memory of pages of the table without a used entry. Returns how many bytes. */
 uint64_t handle_pages_trim(struct space *sp, uint32_t *page, uint32_t n);
 uint32_t handle_first_gen(const struct space *sp, uint32_t index);
+/* Sets the bit of the handle's entry in `named`, which has `entries`; not if it is an older one's.
+ */
+void handle_mark(const struct space *sp, uint64_t handle, uint8_t *named, uint64_t entries);
 
 /* ---- slab.c ---- */
 
@@ -260,8 +268,10 @@ int object_store(struct channel *ch, struct space *sp, const struct ebb_io *io, 
 		 uint32_t *stored_bytes);
 int object_load(struct channel *ch, struct space *sp, const struct ebb_io *io);
 int object_free(struct channel *ch, struct space *sp, uint64_t handle);
-/* Frees all objects but those of the n handles, which ascend; alone with the space. */
+/* Frees all objects but those of the n handles; alone with the space. */
 int64_t object_retain(struct channel *ch, struct space *sp, const uint64_t *handles, uint64_t n);
+/* Releases slot and entry of a doomed entry; nobody else knows of it. */
+void object_forget(struct space *sp, uint32_t index, uint64_t entry);
 /* What the object of a live entry adds to the sums, and how many bytes of its slot it takes. */
 bool object_sums(const struct space *sp, uint64_t entry, struct slot_sums *sums,
 		 uint32_t *slot_used);
@@ -270,8 +280,10 @@ bool object_sums(const struct space *sp, uint64_t entry, struct slot_sums *sums,
 
 /* Takes the sizes of a space from the header that another daemon left. -EBADMSG when it is none. */
 int recover_geometry(struct space *sp);
-/* Makes the running state of such a space anew. */
+/* Makes the running state of such a space anew, as far as loads need it. */
 int recover(struct space *sp);
+/* The rest of it, unless that is done. Beside loads and frees. 0 or -ENOMEM. */
+int recover_settle(struct space *sp);
 
 /* ---- running.c ---- */
 

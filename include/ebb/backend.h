@@ -236,7 +236,8 @@ struct ebb_backend {
 	/*
 	 * After the space's memory was found again: frees every object whose handle is not among
 	 * the n given ones (ascending): stores that nobody had noted yet, frees that never came.
-	 * Comes before any I/O on the space. Returns how many were freed or -errno. May be NULL.
+	 * Comes before any store to the space; loads and frees may be under way, as pages that
+	 * the VM waits for are brought back before it. Returns how many were freed or -errno. May be NULL.
 	 * Since ABI 1.1.
 	 */
 	int64_t (*retain)(void *channel, void *space, const uint64_t *handles, uint64_t n);

@@ -276,6 +276,85 @@ static void more_or_less_ram_than_before(void **state)
 	free(want);
 }
 
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Opens what is in fd, frees objects [from, to), and dies before anything else happens. */
+static void free_and_die(int fd, struct object *o, unsigned int from, unsigned int to)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		struct rig r;
+
+		if (open_over(&r, fd, UINT64_C(8) << 30))
+			_exit(1);
+		for (unsigned int i = from; i < to; i++)
+			backend_free(r.c, r.s, &o[i].handle, 1);
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	assert_int_equal(status, 0);
+}
+
+/* Guests' faults, which load and free, come before anybody asks for the rest of the recovery. */
+static void faults_come_first(void **state)
+{
+	uint8_t *buf = buffer_new(), *want = buffer_new();
+	struct object *o = journal_new();
+	int fd = leave_objects(o, 100);
+	uint64_t kept[100];
+	struct ebb_usage u = {0};
+	struct rig r;
+
+	free_and_die(fd, o, 90, 100);
+	assert_int_equal(open_over(&r, fd, UINT64_C(8) << 30), 0);
+	for (int i = 0; i < 90; i++) {
+		kept[i] = o[i].handle;
+		assert_int_equal(read_back(&r, &o[i], buf, want), 0);
+		if (i >= 30)
+			continue;
+		backend_free(r.c, r.s, &o[i].handle, 1);
+		backend_free(r.c, r.s, &o[i].handle, 1); /* refused */
+		assert_int_equal(do_load(r.c, r.s, o[i].handle, buf, o[i].len), -EINVAL);
+	}
+	for (int i = 90; i < 100; i++)
+		assert_int_equal(do_load(r.c, r.s, o[i].handle, buf, o[i].len), -EINVAL);
+	/* 30 are freed already, and nobody names the last ten. */
+	qsort(kept, 80, sizeof(*kept), by_value);
+	assert_int_equal(backend_retain(r.c, r.s, kept, 80), 10);
+	backend_usage(r.b, r.s, &u);
+	assert_int_equal(u.objects, 50);
+	for (int i = 30; i < 80; i++)
+		assert_int_equal(read_back(&r, &o[i], buf, want), 0);
+	/* What was freed is used again, and spoils nothing. */
+	for (int i = 0; i < 30; i++) {
+		fill(buf, o[i].len, 1000 + (uint64_t)i, 500);
+		o[i].seed = 1000 + (uint64_t)i;
+		assert_int_equal(do_store(r.c, r.s, 0, buf, o[i].len, &o[i].handle), 0);
+	}
+	for (int i = 30; i < 80; i++)
+		assert_int_equal(read_back(&r, &o[i], buf, want), 0);
+	for (int i = 0; i < 80; i++)
+		backend_free(r.c, r.s, &o[i].handle, 1);
+	memset(&u, 0, sizeof(u));
+	backend_usage(r.b, r.s, &u);
+	assert_int_equal(u.objects, 0);
+	assert_int_equal(u.stored_bytes, 0);
+	maintain_all(r.s);
+	assert_in_range(kept_bytes(&r.kept), 0, 128u << 10);
+	rig_close(&r);
+	munmap(o, (OBJECTS + 1) * sizeof(*o));
+	free(buf);
+	free(want);
+}
+
 /* Memory that nothing accounts for is given back. */
 static void strays_are_trimmed(void **state)
 {
@@ -427,6 +506,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(more_or_less_ram_than_before),
+		cmocka_unit_test(faults_come_first),
 		cmocka_unit_test(strays_are_trimmed),
 		cmocka_unit_test(killed_again_and_again),
 		cmocka_unit_test(another_header_is_refused),
