@@ -882,29 +882,25 @@ static int attach_anew(struct engine *eng, struct vm *vm, struct attachment *att
 }
 
 static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *att,
-			  struct attach_request *req, struct error *e)
+			  struct attach_request *req, struct takeover **t, struct error *e)
 {
 	int r = link_vm(vm, e); /* the name is taken from here on */
 
 	if (r)
 		return r;
 	atomic_fetch_or(&vm->suspended, SUSPEND_NEW); /* until we have looked */
+	probes_apply(vm);
+	vm->has_pagemap = att->pagemap_fd >= 0;
 	vm->keep = req->ops && req->ops->keep;
 	if (req->resume && takeover_possible(req))
-		r = takeover_vm(vm, att, req, e);
+		r = takeover_begin(vm, att, req, t, e);
 	else
 		r = attach_anew(eng, vm, att, req, e);
 	if (r)
 		return r;
 	if (vm->keep)
 		atomic_fetch_or(&vm->suspended, SUSPEND_KEEPING); /* until it holds all */
-	vm->has_tracker = att->pagemap_fd >= 0 && eng->features.zap_scan;
-	if (!eng->probe && !eng->config.allow_quarantine)
-		atomic_fetch_or(&vm->suspended, SUSPEND_NO_GUARD);
-	if (!eng->features.collapse_safe && eng->features.shmem_thp)
-		atomic_fetch_or(&vm->suspended, SUSPEND_COLLAPSE);
 	vm_resize_recent(vm);
-	policies_default(eng, vm);
 	return 0;
 }
 
@@ -912,6 +908,7 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 		  struct error *e)
 {
 	struct attachment *att = attachment_new(eng, req);
+	struct takeover *takeover = NULL;
 	struct vm *vm = NULL;
 	bool joined = false;
 	int r;
@@ -936,7 +933,7 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 		engine_barrier(eng);
 		r = attach_regions(att, req, e);
 	} else {
-		r = attach_primary(eng, vm, att, req, e);
+		r = attach_primary(eng, vm, att, req, &takeover, e);
 	}
 	/* The VM's and the caller's; before it can be found, its process may be gone already. */
 	atomic_store(&att->refs, 2);
@@ -954,6 +951,10 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 		goto fail;
 	if (req->resume)
 		attachment_wake(att);
+	takeover_end(takeover);
+	/* Not earlier: loading them takes time, and faults are served without. */
+	if (!att->secondary)
+		policies_default(eng, vm);
 	if (att->secondary) {
 		atomic_fetch_sub(&vm->joining, 1);
 		vm_forget_peer(vm, att->pid);
@@ -982,6 +983,7 @@ fail:
 	else
 		unlink_vm(vm);
 	engine_barrier(eng);
+	takeover_drop(takeover);
 	if (att->secondary) {
 		/* It was not let in; if it was expected, it still is. */
 		atomic_fetch_sub(&vm->joining, 1);

@@ -143,11 +143,10 @@ void engine_kick(struct vm *vm)
 		return; /* full: every evictor is awake */
 }
 
-/* What the kernel offers, and the folio probe: before there are any threads. */
+/* What the kernel offers, as far as serving a fault depends on it; probes.c has the rest. */
 static int look_around(struct engine *eng, struct error *e)
 {
-	struct error why;
-	int r = sys_features_probe(&eng->features);
+	int r = sys_features_probe_fast(&eng->features);
 
 	if (r)
 		return error_set(e, -r, ERROR_GENERIC, "cannot probe the kernel: %s",
@@ -155,24 +154,8 @@ static int look_around(struct engine *eng, struct error *e)
 	if (!eng->features.uffd)
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED, "no userfaultfd: %s",
 				 eng->features.why[SYS_UFFD]);
-	for (int f = 0; f < SYS_FEATURES; f++)
-		if (eng->features.why[f][0])
-			log_info("without %s: %s", sys_feature_name((enum sys_feature)f),
-				 eng->features.why[f]);
-	if (eng->config.no_probe) {
-		snprintf(eng->probe_reason, sizeof(eng->probe_reason), "switched off");
-		return 0;
-	}
-	if (folio_probe_open(&eng->probe, &why)) {
-		snprintf(eng->probe_reason, sizeof(eng->probe_reason), "%.150s", why.desc);
-		log_warning("no folio probe: %s", why.desc);
-		if (!eng->config.allow_quarantine)
-			log_warning("nothing will be evicted: without the probe that is the "
-				    "operator's choice (quarantine)");
-		eng->probe = NULL;
-		return 0;
-	}
-	return 0;
+	r = probes_start(eng);
+	return r ? error_set(e, -r, ERROR_GENERIC, "cannot start a thread: %s", error_text(r)) : 0;
 }
 
 static void defaults(struct engine_config *c)
@@ -256,6 +239,7 @@ void engine_free(struct engine *eng)
 
 	if (!eng)
 		return;
+	probes_end(eng);
 	/* A VM whose process just exited is taken apart behind a barrier, and there are none once
 	 * the threads end. */
 	keeper_end_reaper(eng->keeper);
@@ -276,7 +260,7 @@ void engine_free(struct engine *eng)
 		policies_free(eng);
 		backends_free(eng);
 	}
-	folio_probe_close(eng->probe);
+	folio_probe_close(atomic_load(&eng->probe));
 	if (eng->evict_fd >= 0)
 		close(eng->evict_fd);
 	if (eng->zeroes && eng->zeroes != MAP_FAILED)

@@ -191,7 +191,7 @@ static bool guard_by_probe(struct evict_context *c, struct block *b, unsigned in
 	for (unsigned int i = 0; i < n; i++)
 		for (unsigned int k = 0; k < pages; k++)
 			c->index[probes++] = block_file_offset(b, c->items[i].unit) / 4096 + k;
-	if (folio_probe_check(c->eng->probe, b->memfd, c->index, probes, c->verdict))
+	if (folio_probe_check(atomic_load(&c->eng->probe), b->memfd, c->index, probes, c->verdict))
 		return false;
 	for (unsigned int i = 0; i < probes; i++) {
 		struct item *it = &c->items[i / pages];
@@ -498,7 +498,7 @@ static void look_at_prefetched(struct evict_context *c, struct block *b, unsigne
 	for (unsigned int i = 0; m && i < n; i++) {
 		uint64_t bit = 0, addr;
 
-		if (!(c->items[i].entry & PE_PREFETCHED) || !b->vm->has_tracker)
+		if (!(c->items[i].entry & PE_PREFETCHED) || !vm_has_tracker(b->vm))
 			continue;
 		addr = mapping_addr(m, c->items[i].unit);
 		c->items[i].unused =
@@ -576,7 +576,7 @@ static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint
 	}
 	look_at_prefetched(c, b, n);
 	protect(c, b, n);
-	if (!c->eng->probe)
+	if (!atomic_load(&c->eng->probe))
 		guard_by_quarantine(c, b->vm);
 	else if (!guard_by_probe(c, b, n))
 		for (unsigned int i = 0; i < n; i++)
@@ -606,9 +606,13 @@ uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *uni
 {
 	uint64_t batch[EVICT_BATCH_MAX], unit, freed = 0;
 	struct block *b = NULL, *next;
-	/* A quarantine is paid once a batch. */
-	unsigned int k = 0, most = c->eng->probe ? EVICT_BATCH : EVICT_BATCH_MAX;
+	unsigned int k = 0, most;
 
+	/* Before the probe is asked for: see probes.c. */
+	if (atomic_load(&vm->suspended))
+		return 0;
+	/* A quarantine is paid once a batch. */
+	most = atomic_load(&c->eng->probe) ? EVICT_BATCH : EVICT_BATCH_MAX;
 	for (unsigned int i = 0; i <= n; i++) {
 		next = i < n ? vm_block_of(vm, units[i], &unit) : NULL;
 		if (k && (next != b || k == most || b->kind != BLOCK_SHMEM)) {

@@ -53,9 +53,17 @@ struct prefetcher;
 
 struct engine {
 	struct engine_config config;
-	struct sys_features features;
-	struct folio_probe *probe; /* shared by all evictors; NULL: see probe_reason */
+	struct sys_features features; /* zap_scan and collapse_safe: once the probes are done */
+	/* Shared by all evictors; NULL: see probe_reason, once the probes are done. */
+	_Atomic(struct folio_probe *) probe;
 	char probe_reason[160];
+	struct {
+		pthread_t thread;
+		pthread_mutex_t lock;
+		pthread_cond_t changed;
+		_Atomic bool done;
+		bool started;
+	} probes;	      /* see probes.c */
 	pthread_mutex_t lock; /* VM list, backend slots, policies, threads */
 	struct vm *vms;
 	unsigned int n_vms;
@@ -98,6 +106,26 @@ struct vm *engine_vm_get(struct engine *eng, const char *name);
 unsigned int engine_vms_get(struct engine *eng, struct vm **out, unsigned int max);
 /* Wakes an evictor to look at this VM. Any thread; cheap when it was told already. */
 void engine_kick(struct vm *vm);
+
+/* ---- probes.c ---- */
+
+/* Starts finding out what takes time. 0 or -errno. */
+int probes_start(struct engine *eng);
+/* Returns when all is known. Not with engine.lock held, nor on a fault's way. */
+void probes_wait(struct engine *eng);
+/* Waits for the thread's end; before any VM is freed behind its back. */
+void probes_end(struct engine *eng);
+/* The VM is in the list: what the probes say of it counts from now on, or once they are done. */
+void probes_apply(struct vm *vm);
+static inline bool probes_done(struct engine *eng)
+{
+	return atomic_load(&eng->probes.done);
+}
+/* A tracker can see what the VM touches. */
+static inline bool vm_has_tracker(struct vm *vm)
+{
+	return vm->has_pagemap && probes_done(vm->eng) && vm->eng->features.zap_scan;
+}
 
 /* ---- unit.c: what is done to one unit in all mappings ---- */
 

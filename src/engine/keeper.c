@@ -121,7 +121,7 @@ static void check_pins(struct vm *vm)
 {
 	bool locked = false;
 
-	if (vm->eng->probe)
+	if (!probes_done(vm->eng) || atomic_load(&vm->eng->probe))
 		return;
 	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
 		struct attachment *att = atomic_load(&vm->attachments[i]);

@@ -127,7 +127,7 @@ static void unmap(struct block *b, const uint64_t *units, unsigned int n)
 	struct mapping *m = atomic_load(&b->mappings[0]);
 	struct iovec v[ZAP_BATCH];
 
-	if (!m || !b->vm->has_tracker || b->kind == BLOCK_HUGETLB)
+	if (!m || !vm_has_tracker(b->vm) || b->kind == BLOCK_HUGETLB)
 		return;
 	for (unsigned int i = 0; i < n; i++)
 		v[i] = (struct iovec){(void *)(uintptr_t)mapping_addr(m, units[i]),

@@ -113,9 +113,10 @@ int engine_vm_info(struct engine *eng, const char *name, struct vm_info *out, st
 	out->limit_bytes = atomic_load(&vm->limit_bytes);
 	out->floor_bytes = atomic_load(&vm->floor_bytes);
 	out->weight = atomic_load(&vm->weight);
-	snprintf(out->tracker, sizeof(out->tracker), "%s", vm->has_tracker ? "zap-scan" : "none");
+	snprintf(out->tracker, sizeof(out->tracker), "%s",
+		 vm_has_tracker(vm) ? "zap-scan" : "none");
 	snprintf(out->io_guard, sizeof(out->io_guard), "%s",
-		 eng->probe			? "probe"
+		 atomic_load(&eng->probe)	? "probe"
 		 : eng->config.allow_quarantine ? "quarantine"
 						: "none");
 	vm_suspended_text(atomic_load(&vm->suspended), out->suspended, sizeof(out->suspended));
@@ -276,7 +277,8 @@ void engine_host_info(struct engine *eng, struct host_info *out)
 	out->fault_threads = eng->n_fault_workers;
 	out->evict_threads = eng->n_evictors;
 	out->uffd_features = eng->features.uffd_features;
-	out->probe = eng->probe;
+	probes_wait(eng);
+	out->probe = atomic_load(&eng->probe);
 	snprintf(out->probe_reason, sizeof(out->probe_reason), "%s", eng->probe_reason);
 	out->zap_scan = eng->features.zap_scan;
 	out->collapse_safe = eng->features.collapse_safe;

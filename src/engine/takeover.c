@@ -21,12 +21,13 @@
  *
  *   1 register all ranges again (the same modes change nothing; from here on new faults come to us)
  *   2 repair every entry from its state, as model/page_entry.h says for each; renumber its tier
- *   3 open the stores and free in them what no entry names
+ *   3 open the stores
  *   4 (the caller) watch the userfaultfd and wake all ranges: a fault that the dead daemon had read
  *     is not delivered again until it is woken
+ *   5 free in the stores what no entry named in step 2: beside faults, before anything is evicted
  *
- * The work grows with the tables, never with the stored bytes. Nobody else knows of the VM
- * meanwhile, so entries are set without compare-and-swap.
+ * The work grows with the tables, never with the stored bytes. Nobody else knows of the VM until
+ * step 4, so entries are set without compare-and-swap.
  */
 
 /* Handles that entries name, by tier, for the backends to keep. */
@@ -42,6 +43,10 @@ struct takeover {
 	unsigned int tier[PE_TIERS];	  /* the dead daemon's number -> ours; 0: none */
 	struct handles handles[PE_TIERS]; /* by our numbers */
 	uint64_t repaired, damaged;
+	/* Bytes by state and tier, for the VM's books; kept here because there are many entries. */
+	struct {
+		int64_t resident, evicted, zero, lost, copies, tier[PE_TIERS];
+	} sum;
 };
 
 static int note_handle(struct handles *h, uint64_t handle)
@@ -144,31 +149,45 @@ static bool renumber(struct takeover *t, uint64_t *e)
 	return note_handle(&t->handles[t->tier[tier]], page_entry_handle(*e)) == 0;
 }
 
-static void account(struct vm *vm, struct block *b, uint64_t e, uint64_t units)
+static void account(struct takeover *t, const struct block *b, uint64_t e, uint64_t units)
 {
 	int64_t bytes = (int64_t)(units << b->unit_shift);
 
 	switch (page_entry_state(e)) {
 	case PE_RESIDENT:
 	case PE_PINNED:
-		atomic_fetch_add(&vm->resident, bytes);
+		t->sum.resident += bytes;
 		if (e & PE_COPY) {
-			atomic_fetch_add(&vm->copies, bytes);
-			atomic_fetch_add(&vm->tier_units[page_entry_tier(e)], bytes);
+			t->sum.copies += bytes;
+			t->sum.tier[page_entry_tier(e)] += bytes;
 		}
 		break;
 	case PE_EVICTED:
-		atomic_fetch_add(&vm->evicted, bytes);
-		atomic_fetch_add(&vm->tier_units[page_entry_tier(e)], bytes);
+		t->sum.evicted += bytes;
+		t->sum.tier[page_entry_tier(e)] += bytes;
 		if (page_entry_tier(e) == PE_TIER_FILL)
-			atomic_fetch_add(&vm->zero, bytes);
+			t->sum.zero += bytes;
 		break;
 	case PE_LOST:
-		atomic_fetch_add(&vm->lost, bytes);
+		t->sum.lost += bytes;
 		break;
 	default:
 		break;
 	}
+}
+
+/* Added, not set: attachment_add_any() has its own sums. */
+static void enter_books(struct takeover *t)
+{
+	struct vm *vm = t->vm;
+
+	atomic_fetch_add(&vm->resident, t->sum.resident);
+	atomic_fetch_add(&vm->evicted, t->sum.evicted);
+	atomic_fetch_add(&vm->zero, t->sum.zero);
+	atomic_fetch_add(&vm->lost, t->sum.lost);
+	atomic_fetch_add(&vm->copies, t->sum.copies);
+	for (unsigned int i = 0; i < PE_TIERS; i++)
+		atomic_fetch_add(&vm->tier_units[i], t->sum.tier[i]);
 }
 
 /*
@@ -196,7 +215,7 @@ static int repair_block(struct takeover *t, struct block *b)
 		if (u % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, u, &e) &&
 		    b->units - u >= PAGE_TABLE_RUN && !page_table_run_away(&b->table, u) &&
 		    (e == page_entry_bare(PE_NONE) || e == page_entry_bare(PE_RESIDENT))) {
-			account(t->vm, b, e, PAGE_TABLE_RUN);
+			account(t, b, e, PAGE_TABLE_RUN);
 			u += PAGE_TABLE_RUN - 1;
 			continue;
 		}
@@ -215,11 +234,31 @@ static int repair_block(struct takeover *t, struct block *b)
 		}
 		if (page_entry_state(e) == PE_PINNED)
 			restore_pin(b, u);
-		account(t->vm, b, e, 1);
+		account(t, b, e, 1);
 	}
 	if (b->kind == BLOCK_THP)
 		thp_settle(b);
 	return 0;
+}
+
+/* Opens the spaces on what was found: from then on they can be read from. */
+static int open_spaces(struct takeover *t, struct error *e)
+{
+	int r = 0;
+
+	for (unsigned int old = 1; old < PE_TIERS && !r; old++) {
+		unsigned int tier = t->tier[old];
+
+		if (!tier)
+			continue;
+		t->vm->space_ram_bytes[tier] = t->rec->tiers[old].space_ram_bytes;
+		r = backends_space(t->vm, tier);
+		if (r)
+			error_set(e, -r, ERROR_GENERIC,
+				  "backend %s cannot take over what it had stored: %s",
+				  t->vm->eng->slots[tier].name, error_text(r));
+	}
+	return r;
 }
 
 static int compare_handles(const void *a, const void *b)
@@ -229,45 +268,35 @@ static int compare_handles(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* Opens the spaces on what was found, and frees in them what no entry names. */
-static int open_spaces(struct takeover *t, struct error *e)
+/* Frees in the spaces what no entry named when the table was repaired; nothing was stored since. */
+static void free_orphans(struct takeover *t)
 {
-	struct engine *eng = t->vm->eng;
+	struct vm *vm = t->vm;
+	struct engine *eng = vm->eng;
 	struct loader *ld = malloc(sizeof(*ld));
-	int r = ld ? loader_open_brief(eng, ld) : -ENOMEM;
 
-	if (r) {
+	if (!ld || loader_open_brief(eng, ld)) {
+		log_warning("VM %s: out of memory; what nobody names stays in the backends",
+			    vm->name);
 		free(ld);
-		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		return;
 	}
-	for (unsigned int old = 1; old < PE_TIERS && !r; old++) {
+	for (unsigned int old = 1; old < PE_TIERS; old++) {
 		unsigned int tier = t->tier[old];
 		struct handles *h = &t->handles[tier];
-		int64_t freed;
+		int64_t freed = 0;
 
-		if (!tier)
-			continue;
-		t->vm->space_ram_bytes[tier] = t->rec->tiers[old].space_ram_bytes;
-		r = backends_space(t->vm, tier);
-		if (r) {
-			error_set(e, -r, ERROR_GENERIC,
-				  "backend %s cannot take over what it had stored: %s",
-				  eng->slots[tier].name, error_text(r));
-			break;
-		}
 		if (h->n)
 			qsort(h->list, h->n, sizeof(*h->list), compare_handles);
-		freed = loader_channel(ld, tier)
-				? backend_retain(loader_channel(ld, tier),
-						 atomic_load(&t->vm->spaces[tier]), h->list, h->n)
-				: -ENOTCONN;
+		if (tier && atomic_load(&vm->spaces[tier]) && loader_channel(ld, tier))
+			freed = backend_retain(loader_channel(ld, tier),
+					       atomic_load(&vm->spaces[tier]), h->list, h->n);
 		if (freed > 0)
 			log_info("VM %s: %lld stored units that nobody named were freed in %s",
-				 t->vm->name, (long long)freed, eng->slots[tier].name);
+				 vm->name, (long long)freed, eng->slots[tier].name);
 	}
 	loader_close(ld);
 	free(ld);
-	return r;
 }
 
 /* The backends that hold this VM's pages must be there under their names. */
@@ -357,6 +386,7 @@ static int run(struct takeover *t, const struct attach_request *req, struct erro
 		r = take_region(t, &req->regions[i], e);
 	for (unsigned int i = 0; i < t->rec->n_mappings && !r; i++)
 		r = attachment_adopt_mapping(t->att, &t->rec->mappings[i], e);
+	enter_books(t);
 	return r ? r : open_spaces(t, e);
 }
 
@@ -368,10 +398,20 @@ bool takeover_possible(const struct attach_request *req)
 	return false;
 }
 
-int takeover_vm(struct vm *vm, struct attachment *att, const struct attach_request *req,
-		struct error *e)
+void takeover_drop(struct takeover *t)
 {
-	uint64_t start = clock_ns();
+	if (!t)
+		return;
+	for (unsigned int i = 0; i < PE_TIERS; i++)
+		free(t->handles[i].list);
+	free(t->rec);
+	free(t);
+}
+
+int takeover_begin(struct vm *vm, struct attachment *att, const struct attach_request *req,
+		   struct takeover **out, struct error *e)
+{
+	uint64_t start = clock_ns(), cpu = clock_thread_cpu_ns();
 	struct takeover *t = calloc(1, sizeof(*t));
 	int r;
 
@@ -385,19 +425,36 @@ int takeover_vm(struct vm *vm, struct attachment *att, const struct attach_reque
 	if (!r)
 		r = vm_record_write(vm);
 	pthread_mutex_unlock(&vm->lock);
-	if (!r)
-		log_info("VM %s taken over in %llu us: %llu entries repaired, %llu given up",
-			 vm->name, (unsigned long long)((clock_ns() - start) / NS_PER_US),
-			 (unsigned long long)t->repaired, (unsigned long long)t->damaged);
-	if (!r && t->damaged) {
-		vm_add(vm, COUNTER_pages_lost, t->damaged);
-		engine_emit(vm->eng, EVENT_PAGE_LOST, vm->name, "", 0,
+	if (r) {
+		takeover_drop(t);
+		return r;
+	}
+	log_info("VM %s taken over in %llu us, of CPU %llu us: %llu entries repaired, %llu given "
+		 "up",
+		 vm->name, (unsigned long long)((clock_ns() - start) / NS_PER_US),
+		 (unsigned long long)((clock_thread_cpu_ns() - cpu) / NS_PER_US),
+		 (unsigned long long)t->repaired, (unsigned long long)t->damaged);
+	*out = t;
+	return 0;
+}
+
+void takeover_end(struct takeover *t)
+{
+	uint64_t start = clock_ns();
+
+	if (!t)
+		return;
+	if (t->damaged) {
+		vm_add(t->vm, COUNTER_pages_lost, t->damaged);
+		engine_emit(t->vm->eng, EVENT_PAGE_LOST, t->vm->name, "", 0,
 			    "%llu units whose entries could not be believed",
 			    (unsigned long long)t->damaged);
 	}
-	for (unsigned int i = 0; i < PE_TIERS; i++)
-		free(t->handles[i].list);
-	free(t->rec);
-	free(t);
-	return r;
+	/* Whoever takes the VM or a backend away closes spaces only with this held for writing. */
+	pthread_rwlock_rdlock(&t->vm->structure);
+	free_orphans(t);
+	pthread_rwlock_unlock(&t->vm->structure);
+	log_info("VM %s: its stores were settled in %llu us", t->vm->name,
+		 (unsigned long long)((clock_ns() - start) / NS_PER_US));
+	takeover_drop(t);
 }

@@ -43,10 +43,11 @@
 #define MISSING UFFDIO_REGISTER_MODE_MISSING
 #define MINOR	UFFDIO_REGISTER_MODE_MINOR
 
-bool thp_suits(const struct engine *eng, const struct attach_region *reg, pid_t pid)
+bool thp_suits(struct engine *eng, const struct attach_region *reg, pid_t pid)
 {
 	struct procinfo_range range;
 
+	probes_wait(eng);
 	if (!eng->features.zap_scan || !eng->features.minor_shmem || !eng->features.collapse_safe)
 		return false;
 	if (reg->host_addr % UNIT_MAX_BYTES || reg->memfd_offset % UNIT_MAX_BYTES ||

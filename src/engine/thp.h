@@ -6,7 +6,7 @@
 #include "engine/internal.h"
 
 /* True when a region can be kept on huge pages: aligned, eligible, and this kernel can do it. */
-bool thp_suits(const struct engine *eng, const struct attach_region *reg, pid_t pid);
+bool thp_suits(struct engine *eng, const struct attach_region *reg, pid_t pid);
 /* True while the VMM may get more mappings by our registering parts of its RAM differently. */
 bool thp_may_split(struct block *b);
 

@@ -148,7 +148,7 @@ static int host_accessed(void *ctx, uint64_t first, uint64_t count, uint64_t *bi
 	struct vm *vm = ctx;
 
 	memset(bitmap, 0, (count + 63) / 64 * 8);
-	if (!vm->has_tracker)
+	if (!vm_has_tracker(vm))
 		return -ENOTSUP;
 	return for_each_part(vm, first, count, present_part, bitmap);
 }
@@ -278,7 +278,7 @@ static int host_clear_accessed(void *ctx, const struct ebb_range *ranges, uint32
 	struct zap_batch z = {.n = 0};
 	uint64_t start = cpu_ns();
 
-	if (!vm->has_tracker)
+	if (!vm_has_tracker(vm))
 		return -ENOTSUP;
 	for (uint32_t i = 0; i < n; i++)
 		for_each_part(vm, ranges[i].first, ranges[i].count, zap_part, &z);
@@ -426,7 +426,7 @@ void tracker_window(struct vm *vm)
 
 	pthread_mutex_lock(&vm->policy_lock);
 	p = atomic_load(&vm->reclaim.instance);
-	if (vm->has_tracker && p && policy_wants_windows(p)) {
+	if (vm_has_tracker(vm) && p && policy_wants_windows(p)) {
 		for_each_part(vm, 0, atomic_load(&vm->units), window_part, NULL);
 		vm_count(vm, COUNTER_scans);
 		vm_add(vm, COUNTER_scan_cpu_ns, cpu_ns() - start);

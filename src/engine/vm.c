@@ -248,6 +248,7 @@ void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
 		{SUSPEND_KEEPING, "the VMM does not hold the VM's state yet"},
 		{SUSPEND_TWICE, "transparent huge pages that two processes map cannot be taken"},
 		{SUSPEND_COLLAPSE, "this kernel fills holes when it collapses huge pages"},
+		{SUSPEND_PROBING, "the daemon is still finding out what this kernel can do"},
 	};
 	size_t n = 0;
 

@@ -230,7 +230,7 @@ struct vm {
 	struct loader *op_loader; /* of discards; made by the first */
 	struct fault_ring fault_ring;
 	uint64_t sweep_hand; /* under policy_lock */
-	bool has_tracker;
+	bool has_pagemap;    /* what its process has mapped can be seen: see vm_has_tracker() */
 
 	struct store_memory stores[VM_STORES_MAX];
 	unsigned int n_stores;
@@ -250,10 +250,11 @@ enum suspend_reason {
 	SUSPEND_TWICE = 1 << 5,	   /* transparent huge pages that two processes map */
 	SUSPEND_NEW = 1 << 6,	   /* nobody has looked for foreign mappings yet */
 	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
+	SUSPEND_PROBING = 1 << 8,  /* the daemon is finding out how to guard against I/O */
 };
 
 /* Reasons that go away by themselves in a moment. */
-#define SUSPEND_PASSING (SUSPEND_KEEPING | SUSPEND_NEW)
+#define SUSPEND_PASSING (SUSPEND_KEEPING | SUSPEND_NEW | SUSPEND_PROBING)
 
 static inline void vm_count(struct vm *vm, enum vm_counter c)
 {

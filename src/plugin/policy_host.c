@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "plugin/policy_private.h"
 
@@ -131,12 +130,10 @@ struct own_time {
 
 static struct own_time own_time(void)
 {
-	struct timespec t;
 	struct rusage u;
 
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
 	getrusage(RUSAGE_THREAD, &u);
-	return (struct own_time){.cpu_ns = (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec,
+	return (struct own_time){.cpu_ns = clock_thread_cpu_ns(),
 				 .sleeps = u.ru_nvcsw,
 				 .preemptions = u.ru_nivcsw};
 }

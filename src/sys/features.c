@@ -27,8 +27,8 @@
  * does the one thing in question and undoes everything; nothing is concluded from version numbers,
  * and feature bits only from UFFDIO_API's own answer. What fails leaves a sentence in why[]. Only
  * dropping another process's page-table entries needs another process: a child that maps a file,
- * says where, and waits to be killed. It is forked first of all, so that it inherits as little as
- * possible. Runs on the main thread before there are others; keeps nothing.
+ * says where, and waits to be killed. There may be other threads, so it makes system calls only.
+ * Keeps nothing.
  */
 
 #ifndef MADV_COLLAPSE
@@ -159,7 +159,7 @@ static int move_page(char *pages)
 	if (uffd < 0)
 		return uffd;
 	pages[PAGE_BYTES] = 1;
-	/* A page that a forked child shares is not moved; this one was made after the fork. */
+	/* A page that a forked child shares is not moved; nobody forks meanwhile. */
 	r = uffd_api(uffd, 0, NULL);
 	if (!r)
 		r = uffd_register(uffd, reg.range.start, PAGE_BYTES, reg.mode);
@@ -499,13 +499,11 @@ static void try_pagemap_scan(struct sys_features *s)
 		missing(s, SYS_PAGEMAP_SCAN, "PAGEMAP_SCAN (Linux 6.7): %s", error_text(r));
 }
 
-int sys_features_probe(struct sys_features *out)
+int sys_features_probe_fast(struct sys_features *out)
 {
 	struct sys_features s = {0};
-	int r;
+	int r = uffd_probe(&s.uffd_features);
 
-	try_zap_scan(&s);
-	r = uffd_probe(&s.uffd_features);
 	s.uffd = !r;
 	if (r)
 		missing(&s, SYS_UFFD, "userfaultfd for kernel faults: %s", error_text(r));
@@ -515,9 +513,23 @@ int sys_features_probe(struct sys_features *out)
 	try_wp_hugetlb(&s);
 	try_continue(&s);
 	try_pagemap_scan(&s);
-	try_collapse(&s);
 	read_thp(&s);
 	read_pools(&s);
 	*out = s;
 	return 0;
+}
+
+void sys_features_probe_slow(struct sys_features *s)
+{
+	try_zap_scan(s);
+	try_collapse(s);
+}
+
+int sys_features_probe(struct sys_features *out)
+{
+	int r = sys_features_probe_fast(out);
+
+	if (!r)
+		sys_features_probe_slow(out);
+	return r;
 }

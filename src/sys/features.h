@@ -54,10 +54,16 @@ struct sys_features {
 };
 
 /*
- * Tries everything; takes some ten milliseconds. Forks a child, so it must be called before the
- * process has other threads. Returns 0, also when all is missing; -errno when the trying itself
- * could not be done.
+ * Tries everything but what sys_features_probe_slow() does; takes about a millisecond. Returns 0,
+ * also when all is missing; -errno when the trying itself could not be done.
  */
+int sys_features_probe_fast(struct sys_features *out);
+/*
+ * Adds zap_scan and collapse_safe to what the other one found, and touches nothing else. Forks a
+ * child (which makes system calls only); some ten milliseconds, more on a busy machine.
+ */
+void sys_features_probe_slow(struct sys_features *s);
+/* Both. */
 int sys_features_probe(struct sys_features *out);
 /* E.g. "uffd-poison"; for the log and for operators. */
 const char *sys_feature_name(enum sys_feature f);

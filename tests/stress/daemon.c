@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 
 static void read_line(struct daemon *d)
@@ -33,17 +34,24 @@ static void read_line(struct daemon *d)
 	d->answer[n] = 0;
 }
 
-static void launch(struct daemon *d)
+void daemon_begin(struct daemon *d)
 {
+	d->begun_ns = clock_ns();
 	d->pid = fork();
 	if (d->pid < 0)
 		err(1, "fork");
 	if (d->pid == 0) {
 		/* A test that is killed leaves no daemon behind. */
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (d->log[0] && !freopen(d->log, "a", stderr))
+			_exit(127);
 		execv(d->binary, (char *const *)d->argv);
 		err(127, "%s", d->binary);
 	}
+}
+
+void daemon_reach(struct daemon *d)
+{
 	for (int i = 0; i < 6000; i++) {
 		d->fd = fd_connect_unix(d->control);
 		if (d->fd >= 0)
@@ -56,6 +64,8 @@ static void launch(struct daemon *d)
 		errx(1, "the daemon does not listen");
 	read_line(d); /* the greeting */
 	daemon_ask(d, "{\"execute\":\"qmp_capabilities\"}");
+	/* Answered when it knows the kernel, and has opened all that it keeps open. */
+	daemon_ask(d, "{\"execute\":\"query-host\"}");
 }
 
 void daemon_start(struct daemon *d, const char *const *args)
@@ -77,16 +87,22 @@ void daemon_start(struct daemon *d, const char *const *args)
 	for (; args && *args && n < DAEMON_ARGS_MAX - 1; args++)
 		d->argv[n++] = *args;
 	d->argv[n] = NULL;
-	launch(d);
+	daemon_begin(d);
+	daemon_reach(d);
+}
+
+void daemon_end(struct daemon *d)
+{
+	close(d->fd);
+	if (kill(d->pid, SIGKILL) || waitpid(d->pid, NULL, 0) != d->pid)
+		err(1, "cannot kill the daemon");
 }
 
 void daemon_replace(struct daemon *d)
 {
-	kill(d->pid, SIGKILL);
-	if (waitpid(d->pid, NULL, 0) != d->pid)
-		err(1, "waitpid");
-	close(d->fd);
-	launch(d);
+	daemon_end(d);
+	daemon_begin(d);
+	daemon_reach(d);
 }
 
 const char *daemon_ask(struct daemon *d, const char *fmt, ...)
@@ -153,9 +169,7 @@ static void remove_dir(const char *path)
 
 void daemon_kill(struct daemon *d)
 {
-	close(d->fd);
-	if (kill(d->pid, SIGKILL) || waitpid(d->pid, NULL, 0) != d->pid)
-		err(1, "cannot kill the daemon");
+	daemon_end(d);
 	remove_dir(d->dir);
 }
 

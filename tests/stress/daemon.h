@@ -13,6 +13,8 @@ struct daemon {
 	const char *argv[DAEMON_ARGS_MAX];
 	char dir[64]; /* its runtime folder, removed by daemon_stop() */
 	char attach[128], control[128];
+	char log[64];	   /* a file that gets its log; "": that goes where ours does */
+	uint64_t begun_ns; /* CLOCK_MONOTONIC just before it was made */
 	pid_t pid;
 	int fd; /* of the control connection */
 	char answer[262144];
@@ -21,6 +23,10 @@ struct daemon {
 /* Starts EBB_BUILD/ebbd (args: more arguments, NULL-terminated, or NULL). Exits the test on
  * failure. */
 void daemon_start(struct daemon *d, const char *const *args);
+/* The steps of daemon_replace(): SIGKILL; another process; wait until that answers. */
+void daemon_end(struct daemon *d);
+void daemon_begin(struct daemon *d);
+void daemon_reach(struct daemon *d);
 /* Kills it (SIGKILL) and starts another on the same folder. */
 void daemon_replace(struct daemon *d);
 /* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */
