@@ -187,6 +187,17 @@ static double part(uint64_t a, uint64_t b)
 	return b ? (double)a / (double)b : 0;
 }
 
+/* A policy's own numbers. */
+static json_t *stats_of(const struct replay_result *r, int role)
+{
+	json_t *o = json_object();
+
+	for (uint32_t k = 0; k < r->n_stats[role]; k++)
+		json_object_set_new(o, r->stats[role][k].name,
+				    json_integer((json_int_t)r->stats[role][k].value));
+	return o;
+}
+
 /* The columns of a row, in print and in JSON. */
 static void add_row(struct sim *sim, uint64_t limit, const char *reclaim, const char *prefetch,
 		    const struct replay_result *r, const struct reference *ref)
@@ -217,6 +228,8 @@ static void add_row(struct sim *sim, uint64_t limit, const char *reclaim, const 
 
 		json_object_update(o, more);
 		json_decref(more);
+		json_object_set_new(o, "reclaim-stats", stats_of(r, 0));
+		json_object_set_new(o, "prefetch-stats", stats_of(r, 1));
 	}
 	json_array_append_new(sim->rows, o);
 }

@@ -506,7 +506,7 @@ static int begin(struct replay *r, const struct replay_setup *setup, struct erro
 static void finish(struct replay *r)
 {
 	struct replay_result *out = r->out;
-	const struct policy_instance *roles[] = {r->reclaim, r->prefetch};
+	struct policy_instance *roles[] = {r->reclaim, r->prefetch};
 	double touching = (double)out->accesses * (double)r->setup->costs.access_ns;
 
 	/* What is still there counts as it is now. */
@@ -515,9 +515,15 @@ static void finish(struct replay *r)
 			tell_use(r, u, r->state[u] & PRESENT);
 	out->saved = out->accesses ? r->saved_sum / (double)out->accesses : 0;
 	out->slowdown = touching > 0 ? (double)r->lost_ns / touching : 0;
-	for (int k = 0; k < 2; k++)
-		if (roles[k] && policy_failed(roles[k]))
+	for (int k = 0; k < 2; k++) {
+		if (!roles[k])
+			continue;
+		if (policy_failed(roles[k]))
 			snprintf(out->failed, sizeof(out->failed), "%s", policy_failed(roles[k]));
+		out->n_stats[k] = policy_stats(roles[k], out->stats[k], 32);
+		if (out->n_stats[k] > 32)
+			out->n_stats[k] = 32;
+	}
 	out->state_bytes = policy_state_bytes(r->reclaim);
 	if (r->prefetch)
 		out->state_bytes += policy_state_bytes(r->prefetch);

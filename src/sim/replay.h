@@ -41,7 +41,9 @@ struct replay_result {
 	double saved;		 /* evicted, of all that was touched; mean over time */
 	double slowdown;	 /* time of misses and minor faults, to that of touches */
 	uint64_t state_bytes;	 /* of both policies */
-	char failed[160];	 /* why a policy was put aside; "" */
+	struct ebb_policy_stat stats[2][32]; /* of the reclaimer and the prefetcher */
+	uint32_t n_stats[2];
+	char failed[160]; /* why a policy was put aside; "" */
 };
 
 /* 0 or -errno with e filled. */

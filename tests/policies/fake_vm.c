@@ -88,6 +88,32 @@ static uint64_t host_now(void *ctx)
 	return v->now_ns;
 }
 
+static uint32_t host_prefetch(void *ctx, const struct ebb_range *ranges, uint32_t n)
+{
+	struct fake_vm *v = ctx;
+
+	for (uint32_t r = 0; r < n; r++) {
+		assert_true(ranges[r].first + ranges[r].count <= v->units);
+		for (uint64_t u = ranges[r].first; u < ranges[r].first + ranges[r].count; u++) {
+			v->bulk_asked++;
+			if (v->state[u] != FAKE_EVICTED)
+				continue;
+			fake_vm_set(v, u, FAKE_RESIDENT);
+			v->accessed[u] = 0;
+		}
+	}
+	return n;
+}
+
+static int host_pressure(void *ctx, struct ebb_pressure *out)
+{
+	const struct fake_vm *v = ctx;
+
+	*out = v->pressure;
+	out->time_ns = v->now_ns;
+	return 0;
+}
+
 static void host_log(void *ctx, int level, const char *fmt, ...)
 {
 	struct fake_vm *v = ctx;
@@ -114,6 +140,8 @@ void fake_vm_init(struct fake_vm *v, uint64_t units)
 		.blocks = host_blocks,
 		.now_ns = host_now,
 		.log = host_log,
+		.prefetch = host_prefetch,
+		.pressure = host_pressure,
 	};
 	v->vm = (struct ebb_policy_vm){.size = sizeof(v->vm),
 				       .name = "fake",
@@ -176,6 +204,8 @@ uint64_t fake_vm_reclaim(struct fake_vm *v, uint64_t want, bool urgent)
 			}
 			fake_vm_set(v, u, FAKE_EVICTED);
 			policy_on_outcome(v->reclaim, EBB_OUTCOME_EVICTED, &u, 1);
+			if (v->prefetch && policy_wants_evictions(v->prefetch))
+				policy_on_outcome(v->prefetch, EBB_OUTCOME_EVICTED, &u, 1);
 			gone++;
 		}
 	}

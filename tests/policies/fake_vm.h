@@ -32,6 +32,8 @@ struct fake_vm {
 		prefetch_used;
 	uint64_t bad_victims;		     /* named though not resident */
 	uint64_t urgent_calls, urgent_empty; /* nothing named although something was resident */
+	struct ebb_pressure pressure;	     /* what the policy is told; time_ns is ours */
+	uint64_t bulk_asked; /* units that host->prefetch() was asked for: they come at once */
 	uint64_t logged;
 	char last_log[300];
 };

@@ -20,7 +20,8 @@ static const struct {
 	bool delivers; /* something is named when urgent */
 } policies[] = {
 	{".", "clock", true},	{".", "sequential", false}, {".", "null", false},
-	{".", "example", true}, {"tests", "random", true},
+	{".", "example", true}, {"tests", "random", true},  {".", "temperature", true},
+	{".", "age", true},	{".", "pressure", true},
 };
 #define POLICIES (sizeof(policies) / sizeof(policies[0]))
 

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* test_live.c: every policy in the real daemon: a VM under a limit, and every byte is right. */
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/rig.h"
+
+#define MIB	((size_t)1 << 20)
+#define RAM	(24 * MIB)
+#define LIMIT	(12 * MIB)
+#define TOUCHES 30000
+
+static void give(struct rig *r, const char *role, const char *policy, const char *options)
+{
+	daemon_ask(&r->d,
+		   "{\"execute\":\"policy-set\",\"arguments\":{\"vm\":\"vm\",\"role\":\"%s\","
+		   "\"policy\":\"%s\",\"options\":{%s}}}",
+		   role, policy, options);
+	if (!strstr(r->d.answer, "\"return\""))
+		printf("%s\n", r->d.answer);
+	CHECK(strstr(r->d.answer, "\"return\""));
+}
+
+/* A value out of query-policy-stats. */
+static uint64_t stat_of(struct rig *r, const char *role, const char *name)
+{
+	char pattern[64], *at, *value;
+
+	daemon_ask(&r->d,
+		   "{\"execute\":\"query-policy-stats\",\"arguments\":{\"vm\":\"vm\","
+		   "\"role\":\"%s\"}}",
+		   role);
+	snprintf(pattern, sizeof(pattern), "\"name\":\"%s\"", name);
+	at = strstr(r->d.answer, pattern);
+	if (!at)
+		printf("%s: %s\n", name, r->d.answer);
+	CHECK(at);
+	/* The members of one stat stand together, in whatever order. */
+	while (at > r->d.answer && *at != '{')
+		at--;
+	value = strstr(at, "\"value\":");
+	CHECK(value);
+	return strtoull(value + 8, NULL, 10);
+}
+
+static uint64_t next_random(uint64_t *x)
+{
+	*x = *x * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return *x >> 33;
+}
+
+/* Nine of ten touches go to a quarter of the units; one in four writes a new generation. */
+static void load(struct rig *r, uint32_t *generation)
+{
+	uint64_t rng = 1;
+
+	for (unsigned int k = 0; k < TOUCHES; k++) {
+		size_t unit =
+			next_random(&rng) % (next_random(&rng) % 10 ? r->units / 4 : r->units);
+
+		CHECK(rig_is(r, unit, generation[unit]));
+		if (next_random(&rng) % 4 == 0)
+			rig_tag(r, unit, ++generation[unit]);
+	}
+	for (size_t u = 0; u < r->units; u++) {
+		CHECK(rig_is(r, u, generation[u]));
+		rig_tag(r, u, 1);
+	}
+}
+
+static void reclaimer(struct rig *r, const char *policy)
+{
+	static uint32_t generation[RAM / KT_PAGE];
+
+	rig_start(r, "", NULL);
+	rig_attach(r, RAM, NATIVE_SHMEM);
+	for (size_t u = 0; u < r->units; u++)
+		generation[u] = 1;
+	give(r, "reclaim", policy, "");
+	rig_limit(r, LIMIT);
+	load(r, generation);
+	/* It was the policy that named them, and it still does. */
+	CHECK(rig_number(r, "evictions") > RAM / KT_PAGE / 2);
+	CHECK(stat_of(r, "reclaim", "picked") > RAM / KT_PAGE / 2);
+	CHECK(rig_number(r, "pages-lost") == 0);
+	rig_end(r);
+}
+
+static void clock_policy(struct rig *r)
+{
+	reclaimer(r, "clock");
+}
+
+static void temperature(struct rig *r)
+{
+	reclaimer(r, "temperature");
+}
+
+static void age(struct rig *r)
+{
+	reclaimer(r, "age");
+}
+
+static void pressure(struct rig *r)
+{
+	reclaimer(r, "pressure");
+}
+
+/* No limit, and nobody uses the RAM: it goes all the same. */
+static void age_unasked(struct rig *r)
+{
+	rig_start(r, "", NULL);
+	rig_attach(r, 4 * MIB, NATIVE_SHMEM);
+	give(r, "reclaim", "age", "\"interval\":\"1\",\"min-age\":\"1\",\"target\":\"1000\"");
+	rig_until(r, "evictions", r->units / 2);
+	rig_end(r);
+}
+
+static void pressure_unasked(struct rig *r)
+{
+	rig_start(r, "", NULL);
+	rig_attach(r, 4 * MIB, NATIVE_SHMEM);
+	give(r, "reclaim", "pressure",
+	     "\"interval\":\"1\",\"min-age\":\"1\",\"step\":\"200000\",\"target\":\"1000000\"");
+	rig_until(r, "evictions", r->units / 2);
+	CHECK(stat_of(r, "reclaim", "taken") >= r->units / 2);
+	rig_end(r);
+}
+
+/* A policy whose hooks overrun their budget is put aside, and said so; the limit is kept. */
+static void put_aside(struct rig *r)
+{
+	static uint32_t generation[RAM / KT_PAGE];
+
+	rig_start(r, "", NULL);
+	rig_attach(r, RAM, NATIVE_SHMEM);
+	for (size_t u = 0; u < r->units; u++)
+		generation[u] = 1;
+	daemon_ask(&r->d,
+		   "{\"execute\":\"policy-load\",\"arguments\":{\"name\":\"slow\","
+		   "\"file\":\"%s/tests/policies/slow.so\"}}",
+		   getenv("EBB_BUILD"));
+	CHECK(strstr(r->d.answer, "\"return\""));
+	give(r, "reclaim", "slow", "\"pick-us\":\"60000\"");
+	rig_limit(r, LIMIT);
+	rig_event(r, "POLICY_FAILED");
+	load(r, generation);
+	CHECK(rig_number(r, "evictions") > RAM / KT_PAGE / 2);
+	rig_end(r);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct rig_case cases[] = {
+		{"clock", clock_policy},
+		{"temperature", temperature},
+		{"age", age},
+		{"age_unasked", age_unasked},
+		{"pressure", pressure},
+		{"pressure_unasked", pressure_unasked},
+		{"put_aside", put_aside},
+	};
+
+	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
+}
