@@ -28,7 +28,7 @@
  * taken out of the blocks.
  */
 
-static uint64_t wanted_features(const struct engine *eng)
+uint64_t attachment_features(const struct engine *eng)
 {
 	uint64_t want = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 			UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS |
@@ -44,6 +44,8 @@ static void attachment_free(struct attachment *att)
 {
 	if (!att)
 		return;
+	if (att->stand_in)
+		orphan_unmap(att);
 	if (att->uffd >= 0)
 		close(att->uffd);
 	if (att->pidfd >= 0)
@@ -54,7 +56,7 @@ static void attachment_free(struct attachment *att)
 	free(att);
 }
 
-static void attachment_unref(struct attachment *att)
+void attachment_unref(struct attachment *att)
 {
 	struct vm *vm;
 
@@ -84,25 +86,69 @@ static struct attachment *attachment_new(struct engine *eng, struct attach_reque
 	return att;
 }
 
-/* A VM that has this file in one of its blocks (and another block of it at *block). */
-static struct vm *vm_with_file(struct engine *eng, dev_t dev, ino_t ino)
+/*
+ * A file is of one VM at most: two that evict from the same one would each take the other's pages
+ * for discarded. So it is claimed before anything of it is looked at, and given back last.
+ */
+static struct ram_file *find_file(struct vm *vm, dev_t dev, ino_t ino)
+{
+	for (unsigned int i = 0; i < vm->n_files; i++)
+		if (vm->files[i].dev == dev && vm->files[i].ino == ino)
+			return &vm->files[i];
+	return NULL;
+}
+
+static void release_file(struct vm *vm, dev_t dev, ino_t ino)
+{
+	struct ram_file *f;
+
+	pthread_mutex_lock(&vm->eng->lock);
+	f = find_file(vm, dev, ino);
+	if (f && !--f->regions)
+		*f = vm->files[--vm->n_files];
+	pthread_mutex_unlock(&vm->eng->lock);
+}
+
+/* Claims a region's file. Under engine.lock. */
+static int claim_file(struct vm *vm, const struct attach_region *reg, struct error *e)
+{
+	struct memfd_info info;
+	struct ram_file *f;
+
+	if (memfd_info(reg->memfd, &info))
+		return 0; /* said better by check_region() */
+	for (struct vm *other = vm->eng->vms; other; other = other->next)
+		if (other != vm && find_file(other, info.dev, info.ino))
+			return error_set(e, EBUSY, ERROR_IN_USE,
+					 "region %s: its memfd belongs to VM %s already (attach as "
+					 "a secondary?)",
+					 reg->id, other->name);
+	f = find_file(vm, info.dev, info.ino);
+	if (!f && vm->n_files == VM_REGIONS_MAX)
+		return error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d RAM files in a VM",
+				 VM_REGIONS_MAX);
+	if (!f) {
+		f = &vm->files[vm->n_files++];
+		*f = (struct ram_file){.dev = info.dev, .ino = info.ino};
+	}
+	f->regions++;
+	return 0;
+}
+
+/* A reference to the VM that has the region's file, if it can be joined. */
+static struct vm *vm_with_file(struct engine *eng, const struct attach_region *reg)
 {
 	struct vm *found = NULL;
+	struct memfd_info info;
 
+	if (memfd_info(reg->memfd, &info))
+		return NULL; /* said better later */
 	pthread_mutex_lock(&eng->lock);
-	for (struct vm *vm = eng->vms; vm && !found; vm = vm->next) {
-		pthread_rwlock_rdlock(&vm->structure);
-		for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
-			struct block *b = atomic_load(&vm->blocks[i]);
-
-			if (b && b->dev == dev && b->ino == ino && !atomic_load(&b->gone)) {
-				found = vm;
-				vm_ref(vm);
-				break;
-			}
+	for (struct vm *vm = eng->vms; vm && !found; vm = vm->next)
+		if (vm_is_named(vm) && find_file(vm, info.dev, info.ino)) {
+			found = vm;
+			vm_ref(vm);
 		}
-		pthread_rwlock_unlock(&vm->structure);
-	}
 	pthread_mutex_unlock(&eng->lock);
 	return found;
 }
@@ -145,6 +191,24 @@ static int check_region(struct engine *eng, const struct attach_region *reg,
 	return 0;
 }
 
+/*
+ * Registered MINOR, an access to a page that is in the cache and not in the page table comes to
+ * us. That is what finds zeroes that somebody else has put into a hole, before the guest sees them:
+ * a process that maps the RAM unattached and reads what is evicted, or the kernel, which leaves a
+ * part of a larger folio cached, zeroed, when it was punched. It costs a round trip to us for each
+ * page that the tracker has cleared, so memfds of small pages, which nobody else can open, are
+ * registered so only when somebody is found to map them nevertheless (attachment_watch_cache()).
+ * (Units of transparent huge pages have a way of their own: see thp.c.)
+ */
+static bool minor_wanted(const struct engine *eng, const struct block *b,
+			 const struct memfd_info *info)
+{
+	if (b->kind == BLOCK_HUGETLB)
+		return eng->features.uffd_features & UFFD_FEATURE_MINOR_HUGETLBFS;
+	return b->kind == BLOCK_SHMEM && eng->features.minor_shmem &&
+	       (eng->features.shmem_thp || eng->features.shmem_thp_advised || info->named);
+}
+
 /* A block and its table for one region; not yet registered. Under vm.lock. */
 static int block_new(struct vm *vm, const struct attach_region *reg, const struct memfd_info *info,
 		     pid_t pid, struct block **out, struct error *e)
@@ -163,9 +227,7 @@ static int block_new(struct vm *vm, const struct attach_region *reg, const struc
 	b->kind = info->page_bytes != 4096	 ? BLOCK_HUGETLB
 		  : thp_suits(vm->eng, reg, pid) ? BLOCK_THP
 						 : BLOCK_SHMEM;
-	/* Where folios may be larger than a page, a punch may leave it cached, zeroed. */
-	b->minor = b->kind == BLOCK_SHMEM &&
-		   (vm->eng->features.shmem_thp || vm->eng->features.shmem_thp_advised);
+	b->minor = minor_wanted(vm->eng, b, info);
 	b->dev = info->dev;
 	b->ino = info->ino;
 	b->memfd_offset = reg->memfd_offset;
@@ -266,17 +328,50 @@ static struct mapping *mapping_new(struct attachment *att, struct block *b, uint
 	return m;
 }
 
-static int register_mapping(struct mapping *m, struct error *e)
+static int register_as(struct mapping *m, bool minor)
 {
 	uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
-	uint64_t bytes = m->units << m->block->unit_shift;
-	int r;
 
 	if (m->block->kind == BLOCK_THP)
 		modes = UFFDIO_REGISTER_MODE_MISSING; /* see thp.c */
-	if (m->block->minor)
+	if (minor)
 		modes |= UFFDIO_REGISTER_MODE_MINOR;
-	r = uffd_register(m->att->uffd, m->host_addr, bytes, modes);
+	return uffd_register(m->att->uffd, m->host_addr, m->units << m->block->unit_shift, modes);
+}
+
+void attachment_watch_cache(struct vm *vm)
+{
+	pthread_rwlock_rdlock(&vm->structure);
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+		int r = 0;
+
+		if (!b || b->kind != BLOCK_SHMEM || atomic_load(&b->minor) ||
+		    !vm->eng->features.minor_shmem)
+			continue;
+		/* What joins from now on is registered so too. */
+		atomic_store(&b->minor, true);
+		for (unsigned int k = 0; k < atomic_load(&b->n_mappings); k++) {
+			struct mapping *m = atomic_load(&b->mappings[k]);
+
+			if (m && !m->att->stand_in)
+				r = register_as(m, true) ? -1 : r;
+		}
+		/* It is looked for again from time to time, and then this is tried again. */
+		if (r)
+			atomic_store(&b->minor, false);
+		else if (vm->keep)
+			vm_record_write(vm);
+	}
+	pthread_mutex_unlock(&vm->lock);
+	pthread_rwlock_unlock(&vm->structure);
+}
+
+static int register_mapping(struct mapping *m, struct error *e)
+{
+	int r = register_as(m, m->block->minor);
+
 	if (r == -EBUSY)
 		return error_set(e, EBUSY, ERROR_BUSY,
 				 "region %s has a userfaultfd already (postcopy migration or a "
@@ -288,6 +383,15 @@ static int register_mapping(struct mapping *m, struct error *e)
 				 r == -EINVAL ? "nothing, or no shared memory, is mapped there"
 					      : error_text(r));
 	return 0;
+}
+
+/* hugetlbfs does not tell what is in its cache: a CONTINUE finds it, or a hole. */
+static bool huge_is_cached(struct mapping *m, uint64_t unit)
+{
+	int64_t r =
+		uffd_continue(m->att->uffd, mapping_addr(m, unit), block_unit_bytes(m->block), 0);
+
+	return r > 0 || r == -EEXIST;
 }
 
 /* Finds out what is resident. The ranges are registered: nothing new comes without a fault. */
@@ -308,14 +412,13 @@ static void find_resident(struct block *b)
 			at = b->memfd_offset + ((last + 1) << b->unit_shift);
 		}
 	} else {
-		/* hugetlbfs does not tell; what the VMM has mapped is there. What is only in the
-		 * cache stays NONE, and is found by its fault, which never overwrites it. */
 		for (uint64_t u = 0; m && u < b->units; u++) {
 			uint64_t bit = 0, addr = mapping_addr(m, u);
 
-			if (pagemap_present(m->att->pagemap_fd, addr, addr + block_unit_bytes(b),
-					    block_unit_bytes(b), &bit) ||
-			    !(bit & 1))
+			/* What the VMM has mapped is there, and left alone. */
+			pagemap_present(m->att->pagemap_fd, addr, addr + block_unit_bytes(b),
+					block_unit_bytes(b), &bit);
+			if (!(bit & 1) && !huge_is_cached(m, u))
 				continue;
 			page_table_set_run(&b->table, u, 1, PE_RESIDENT);
 			resident++;
@@ -506,14 +609,23 @@ static int add_mapping(struct attachment *att, const struct attach_region *reg, 
 
 static int add_attachment(struct vm *vm, struct attachment *att, struct error *e)
 {
-	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
-		if (atomic_load(&vm->attachments[i]))
-			continue;
-		atomic_store(&vm->attachments[i], att);
-		return 0;
+	int r = 0;
+
+	pthread_mutex_lock(&vm->lock);
+	if (vm->over || (att->secondary && atomic_load(&vm->restoring)))
+		r = error_set(e, ESRCH, ERROR_NOT_FOUND, "VM %s is being detached", vm->name);
+	for (unsigned int i = 0; i <= VM_ATTACH_MAX && !r; i++) {
+		if (i == VM_ATTACH_MAX)
+			r = error_set(e, ENOSPC, ERROR_LIMIT,
+				      "no more than %d processes may map one VM's RAM",
+				      VM_ATTACH_MAX);
+		else if (!atomic_load(&vm->attachments[i])) {
+			atomic_store(&vm->attachments[i], att);
+			break;
+		}
 	}
-	return error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d processes may map one VM's RAM",
-			 VM_ATTACH_MAX);
+	pthread_mutex_unlock(&vm->lock);
+	return r;
 }
 
 /* Takes a VM that was just published (or not quite) out of the list again. */
@@ -535,7 +647,8 @@ static void unlink_vm(struct vm *vm)
 		vm_put(vm);
 }
 
-static int link_vm(struct vm *vm, struct error *e)
+/* Takes the VM's name and its files. */
+static int link_vm(struct vm *vm, const struct attach_request *req, struct error *e)
 {
 	struct engine *eng = vm->eng;
 	struct vm **last;
@@ -543,9 +656,11 @@ static int link_vm(struct vm *vm, struct error *e)
 
 	pthread_mutex_lock(&eng->lock);
 	for (last = &eng->vms; *last; last = &(*last)->next)
-		if (strcmp((*last)->name, vm->name) == 0)
+		if (!atomic_load(&(*last)->orphaned) && strcmp((*last)->name, vm->name) == 0)
 			r = error_set(e, EEXIST, ERROR_EXISTS, "there is a VM %s already",
 				      vm->name);
+	for (unsigned int i = 0; i < req->n_regions && !r; i++)
+		r = claim_file(vm, &req->regions[i], e);
 	if (!r && eng->n_vms == ENGINE_VMS_MAX)
 		r = error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d VMs", ENGINE_VMS_MAX);
 	if (!r) {
@@ -555,6 +670,15 @@ static int link_vm(struct vm *vm, struct error *e)
 	}
 	pthread_mutex_unlock(&eng->lock);
 	return r;
+}
+
+void attachment_free_mappings(struct vm *vm, struct mapping **gone, unsigned int n)
+{
+	engine_barrier(vm->eng);
+	pthread_rwlock_wrlock(&vm->structure);
+	for (unsigned int i = 0; i < n; i++)
+		free(gone[i]);
+	pthread_rwlock_unlock(&vm->structure);
 }
 
 /*
@@ -581,11 +705,7 @@ static void take_out(struct attachment *att, const char *id)
 		gone[n++] = m;
 	}
 	vm_suspend(vm, SUSPEND_TWICE, thp_mapped_twice(vm));
-	engine_barrier(vm->eng);
-	pthread_rwlock_wrlock(&vm->structure);
-	for (unsigned int i = 0; i < n; i++)
-		free(gone[i]);
-	pthread_rwlock_unlock(&vm->structure);
+	attachment_free_mappings(vm, gone, n);
 }
 
 /* Takes what a block that goes still counts for off the VM's books. */
@@ -683,12 +803,24 @@ int attachment_add_any(struct attachment *att, const struct attach_region *reg, 
 int attachment_add_region(struct attachment *att, const struct attach_region *reg, struct error *e)
 {
 	struct vm *vm = att->vm;
+	bool again, known;
 	int r;
 
-	if (is_known_mapping(att, reg))
+	pthread_mutex_lock(&vm->lock);
+	again = is_known_mapping(att, reg);
+	known = is_known_memory(vm, reg);
+	pthread_mutex_unlock(&vm->lock);
+	if (again)
 		return 0;
-	if (!att->secondary && !is_known_memory(vm, reg)) {
+	if (!att->secondary && !known) {
 		/* Its table is in no other hands at first: nothing of it is evicted meanwhile. */
+		struct memfd_info info;
+
+		pthread_mutex_lock(&vm->eng->lock);
+		r = claim_file(vm, reg, e);
+		pthread_mutex_unlock(&vm->eng->lock);
+		if (r)
+			return r;
 		if (vm->keep)
 			vm_suspend(vm, SUSPEND_KEEPING, true);
 		pthread_mutex_lock(&vm->lock);
@@ -696,6 +828,8 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
 		if (!r && vm->keep)
 			vm_record_write(vm);
 		pthread_mutex_unlock(&vm->lock);
+		if (r && !memfd_info(reg->memfd, &info))
+			release_file(vm, info.dev, info.ino);
 		return r;
 	}
 	/* An eviction that does not know of the new mapping would protect only the others. */
@@ -712,10 +846,19 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
 	return r;
 }
 
+bool attachment_maps(const struct attachment *att)
+{
+	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++)
+		if (atomic_load(&att->mappings[i]))
+			return true;
+	return false;
+}
+
 bool attachment_drop_mapping(struct attachment *att, const char *id)
 {
 	bool any = false;
 
+	pthread_rwlock_rdlock(&att->vm->structure);
 	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
 		struct mapping *m = atomic_load(&att->mappings[i]);
 
@@ -724,6 +867,7 @@ bool attachment_drop_mapping(struct attachment *att, const char *id)
 		uffd_unregister(att->uffd, m->host_addr, m->units << m->block->unit_shift);
 		any = true;
 	}
+	pthread_rwlock_unlock(&att->vm->structure);
 	if (any)
 		take_out(att, id);
 	return any;
@@ -734,6 +878,7 @@ void block_retire(struct loader *ld, struct block *b)
 	struct vm *vm = b->vm;
 	struct mapping *gone[BLOCK_MAPPINGS_MAX];
 
+	pthread_mutex_lock(&vm->lock);
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++) {
 		struct block *same = b;
 
@@ -747,6 +892,7 @@ void block_retire(struct loader *ld, struct block *b)
 			atomic_compare_exchange_strong(&gone[i]->att->mappings[k], &same, NULL);
 		}
 	}
+	pthread_mutex_unlock(&vm->lock);
 	engine_barrier(vm->eng);
 	pthread_rwlock_wrlock(&vm->structure);
 	unaccount(ld, b);
@@ -758,8 +904,9 @@ void block_retire(struct loader *ld, struct block *b)
 		vm_record_write(vm);
 	vm_store_close(vm, b->table_name);
 	pthread_mutex_unlock(&vm->lock);
-	block_free(b);
 	pthread_rwlock_unlock(&vm->structure);
+	release_file(vm, b->dev, b->ino);
+	block_free(b);
 }
 
 static void forget_attachment(struct attachment *att)
@@ -784,8 +931,7 @@ static void unregister_all(struct attachment *att)
 	}
 }
 
-/* Faults that a dead daemon had read are delivered again only when they are woken. */
-static void attachment_wake(struct attachment *att)
+void attachment_wake(struct attachment *att)
 {
 	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
 		struct mapping *m = atomic_load(&att->mappings[i]);
@@ -816,7 +962,7 @@ static int open_uffd(struct engine *eng, struct attachment *att, bool resume, st
 				 "the first descriptor is no userfaultfd");
 	/* One that served a daemon before has its features already. */
 	if (!resume)
-		r = uffd_api(att->uffd, wanted_features(eng), NULL);
+		r = uffd_api(att->uffd, attachment_features(eng), NULL);
 	if (r)
 		return error_set(e, -r, ERROR_ARGUMENT, "UFFDIO_API: %s%s", error_text(r),
 				 r == -EINVAL || r == -EPERM ? " (was it called already?)" : "");
@@ -832,34 +978,20 @@ static int open_uffd(struct engine *eng, struct attachment *att, bool resume, st
 /* Finds or makes the VM that the request is for; gives a reference. */
 static int find_vm(struct engine *eng, struct attach_request *req, struct vm **out, struct error *e)
 {
-	struct memfd_info info;
-	struct vm *vm;
+	struct vm *vm = NULL;
 
 	if (!req->n_regions)
 		return error_set(e, EINVAL, ERROR_ARGUMENT, "no regions");
-	for (unsigned int i = 0; i < req->n_regions; i++) {
-		if (memfd_info(req->regions[i].memfd, &info))
-			continue; /* said better later */
-		vm = vm_with_file(eng, info.dev, info.ino);
-		if (vm && req->secondary) {
-			*out = vm;
-			return 0;
-		}
-		if (vm) {
-			error_set(e, EBUSY, ERROR_IN_USE,
-				  "region %s: its memfd belongs to VM %s already (attach as a "
-				  "secondary?)",
-				  req->regions[i].id, vm->name);
-			vm_put(vm);
-			return -EBUSY;
-		}
-	}
-	if (req->secondary)
+	for (unsigned int i = 0; req->secondary && i < req->n_regions && !vm; i++)
+		vm = vm_with_file(eng, &req->regions[i]);
+	if (req->secondary && !vm)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND,
 				 "no VM has the RAM that this secondary maps");
-	*out = vm_new(eng, req->vm_name, req->uuid, req->uid);
-	if (!*out)
+	if (!vm)
+		vm = vm_new(eng, req->vm_name, req->uuid, req->uid);
+	if (!vm)
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	*out = vm;
 	return 0;
 }
 
@@ -884,8 +1016,10 @@ static int attach_anew(struct engine *eng, struct vm *vm, struct attachment *att
 static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *att,
 			  struct attach_request *req, struct takeover **t, struct error *e)
 {
-	int r = link_vm(vm, e); /* the name is taken from here on */
+	int r;
 
+	atomic_store(&vm->attaching, true);
+	r = link_vm(vm, req, e); /* the name and the files are taken from here on */
 	if (r)
 		return r;
 	atomic_fetch_or(&vm->suspended, SUSPEND_NEW); /* until we have looked */
@@ -961,6 +1095,7 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	}
 	keeper_check_foreign(vm);
 	if (!att->secondary) {
+		atomic_store(&vm->attaching, false);
 		atomic_fetch_and(&vm->suspended, ~(uint32_t)SUSPEND_NEW);
 		engine_kick(vm);
 	}
@@ -988,6 +1123,8 @@ fail:
 		/* It was not let in; if it was expected, it still is. */
 		atomic_fetch_sub(&vm->joining, 1);
 		vm_check_peers(vm);
+		/* It maps the RAM and is not attached. */
+		keeper_check_foreign(vm);
 	}
 	attachment_free(att);
 	vm_put(vm);
@@ -1010,10 +1147,11 @@ void engine_attachment_put(struct attachment *a)
 }
 
 /*
- * What a dead VM has open in the backends. The VM itself may live for long, its client holds a
- * reference, and nobody would find it any more when a backend is removed.
+ * What a dead VM has open in the backends, its RAM's files, its tables. The VM itself may live for
+ * long, as its clients' connections hold references (a back end's may outlive many VMs), and
+ * nobody would find it any more when a backend is removed. The mappings in `gone` go too.
  */
-static void close_stores(struct vm *vm)
+static void close_stores(struct vm *vm, struct attachment **gone, unsigned int n_gone)
 {
 	pthread_rwlock_wrlock(&vm->structure);
 	pthread_mutex_lock(&vm->op_lock);
@@ -1023,7 +1161,14 @@ static void close_stores(struct vm *vm)
 	vm->op_loader = NULL;
 	pthread_mutex_lock(&vm->lock);
 	backends_close_spaces(vm);
+	for (unsigned int i = 0; i < n_gone; i++)
+		for (unsigned int k = 0; k < VM_REGIONS_MAX; k++)
+			atomic_store(&gone[i]->mappings[k], NULL);
+	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++)
+		block_free(atomic_exchange(&vm->blocks[i], NULL));
+	vm_drop_stores(vm);
 	pthread_mutex_unlock(&vm->lock);
+	huge_reserve_drop(vm);
 	pthread_mutex_unlock(&vm->op_lock);
 	pthread_rwlock_unlock(&vm->structure);
 }
@@ -1036,6 +1181,9 @@ void vm_remove(struct vm *vm)
 
 	if (atomic_exchange(&vm->dead, true))
 		return;
+	pthread_mutex_lock(&vm->lock);
+	vm->over = true;
+	pthread_mutex_unlock(&vm->lock);
 	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
 		struct attachment *att = atomic_exchange(&vm->attachments[i], NULL);
 
@@ -1049,8 +1197,9 @@ void vm_remove(struct vm *vm)
 	vm_ref(vm);
 	unlink_vm(vm);
 	engine_barrier(eng);
-	close_stores(vm);
-	engine_emit(eng, EVENT_VM_DETACHED, vm->name, "", 0, "%s", "");
+	close_stores(vm, gone, n);
+	if (!atomic_load(&vm->orphaned))
+		engine_emit(eng, EVENT_VM_DETACHED, vm->name, "", 0, "%s", "");
 	for (unsigned int i = 0; i < n; i++)
 		attachment_unref(gone[i]);
 	vm_put(vm);
@@ -1068,12 +1217,36 @@ bool vm_abandon(struct vm *vm)
 	return keep;
 }
 
+static bool has_secondary(struct vm *vm)
+{
+	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
+		struct attachment *att = atomic_load(&vm->attachments[i]);
+
+		if (att && att->secondary)
+			return true;
+	}
+	return false;
+}
+
+/* An orphan is kept for those that map it: with the last of them it goes. */
+static void vm_end_orphan(struct vm *vm)
+{
+	bool end;
+
+	pthread_mutex_lock(&vm->lock);
+	end = atomic_load(&vm->orphaned) && !has_secondary(vm);
+	pthread_mutex_unlock(&vm->lock);
+	if (end)
+		vm_remove(vm);
+}
+
 void attachment_leave(struct attachment *att)
 {
 	struct vm *vm = att->vm;
 
 	if (atomic_exchange(&att->dead, true))
 		return;
+	vm_ref(vm); /* the attachment's goes with it */
 	fault_unwatch(vm->eng, att);
 	keeper_unwatch_exit(vm->eng->keeper, att);
 	unregister_all(att);
@@ -1083,10 +1256,15 @@ void attachment_leave(struct attachment *att)
 	pthread_mutex_lock(&vm->eng->lock);
 	pthread_mutex_unlock(&vm->eng->lock);
 	attachment_unref(att);
+	vm_end_orphan(vm);
+	vm_put(vm);
 }
 
-/* A reference to the attachment with that serial number, if it is still in service. */
-static struct attachment *get_by_serial(struct engine *eng, uint64_t serial)
+/*
+ * A reference to the attachment with that serial number (0: to the primary of this VM), if it is
+ * still in service.
+ */
+static struct attachment *get_attachment(struct engine *eng, uint64_t serial, const struct vm *of)
 {
 	struct attachment *found = NULL;
 
@@ -1095,7 +1273,7 @@ static struct attachment *get_by_serial(struct engine *eng, uint64_t serial)
 		for (unsigned int i = 0; i < VM_ATTACH_MAX && !found; i++) {
 			struct attachment *att = atomic_load(&vm->attachments[i]);
 
-			if (att && att->serial == serial) {
+			if (att && (serial ? att->serial == serial : vm == of && !att->secondary)) {
 				atomic_fetch_add(&att->refs, 1);
 				found = att;
 			}
@@ -1104,15 +1282,47 @@ static struct attachment *get_by_serial(struct engine *eng, uint64_t serial)
 	return found;
 }
 
+/* Back ends may still map the RAM of a VM whose process is gone. */
+static void primary_gone(struct attachment *att)
+{
+	struct vm *vm = att->vm;
+	int r = -ENOENT;
+
+	if (att->stand_in || atomic_exchange(&att->dead, true))
+		return;
+	pthread_mutex_lock(&vm->lock);
+	vm->over = true; /* no one joins any more: what is looked at next is all there is */
+	pthread_mutex_unlock(&vm->lock);
+	if (has_secondary(vm))
+		r = orphan_adopt(vm, att);
+	if (r && r != -ENOENT)
+		log_error("VM %s: what its back ends still map cannot be served: %s", vm->name,
+			  error_text(r));
+	if (r)
+		vm_remove(vm);
+	else
+		vm_end_orphan(vm); /* the last of them may have gone meanwhile */
+}
+
 void attachment_exited(struct engine *eng, uint64_t serial)
 {
-	struct attachment *att = get_by_serial(eng, serial);
+	struct attachment *att = get_attachment(eng, serial, NULL);
 
 	if (!att)
 		return;
 	if (att->secondary)
 		attachment_leave(att);
 	else
-		vm_remove(att->vm);
+		primary_gone(att);
+	attachment_unref(att);
+}
+
+void vm_primary_gone(struct vm *vm)
+{
+	struct attachment *att = get_attachment(vm->eng, 0, vm);
+
+	if (!att)
+		return;
+	primary_gone(att);
 	attachment_unref(att);
 }

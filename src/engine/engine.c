@@ -112,7 +112,7 @@ struct vm *engine_vm_get(struct engine *eng, const char *name)
 	struct vm *vm;
 
 	pthread_mutex_lock(&eng->lock);
-	for (vm = eng->vms; vm && strcmp(vm->name, name) != 0; vm = vm->next)
+	for (vm = eng->vms; vm && (!vm_is_named(vm) || strcmp(vm->name, name) != 0); vm = vm->next)
 		;
 	if (vm)
 		vm_ref(vm);

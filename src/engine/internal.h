@@ -100,6 +100,14 @@ void engine_barrier(struct engine *eng);
 void engine_emit(struct engine *eng, enum engine_event_type type, const char *vm,
 		 const char *subject, uint64_t value, const char *fmt, ...)
 	__attribute__((format(printf, 6, 7)));
+/*
+ * False while a VM is attaching, which may come to nothing, and when its process is gone and only
+ * back ends hold its RAM: nothing can be done to it by its name.
+ */
+static inline bool vm_is_named(const struct vm *vm)
+{
+	return !atomic_load(&vm->attaching) && !atomic_load(&vm->orphaned);
+}
 /* A reference to the VM of that name, or NULL. */
 struct vm *engine_vm_get(struct engine *eng, const char *name);
 /* References to all VMs (at most max); returns how many. */
@@ -294,8 +302,24 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
  * resident and eviction suspended. False when there is none of that id.
  */
 bool attachment_drop_mapping(struct attachment *att, const char *id);
+/* True while it has a mapping in service. */
+bool attachment_maps(const struct attachment *att);
 /* The process is gone: the attachment, or with the primary the whole VM, is taken out. */
 void attachment_exited(struct engine *eng, uint64_t serial);
+/* The same when filling has found the primary's memory gone. From no engine thread. */
+void vm_primary_gone(struct vm *vm);
+/*
+ * Somebody else may put pages into the cache of the VM's RAM: from now on the guest's first access
+ * to such a one comes to us.
+ */
+void attachment_watch_cache(struct vm *vm);
+/* What the engine asks of a userfaultfd. */
+uint64_t attachment_features(const struct engine *eng);
+/* Takes mappings that nobody can find any more away: a barrier, then they go. */
+void attachment_free_mappings(struct vm *vm, struct mapping **gone, unsigned int n);
+void attachment_unref(struct attachment *att);
+/* Wakes whoever waits in its ranges: they fault again. */
+void attachment_wake(struct attachment *att);
 /* A secondary goes while its process lives on; nothing of the VM is evicted now. */
 void attachment_leave(struct attachment *att);
 /* Takes a block out of its VM; nothing of it is evicted and it is not registered any more. */
@@ -311,6 +335,16 @@ void vm_remove(struct vm *vm);
  */
 bool vm_abandon(struct vm *vm);
 
+/* ---- orphan.c ---- */
+/*
+ * The primary's process is gone and others still map the VM's RAM: gives the blocks a mapping of
+ * our own in place of the primary's, and drops the VM's reference to that. Under no lock; from no
+ * engine thread. 0, or -errno: nothing has changed.
+ */
+int orphan_adopt(struct vm *vm, struct attachment *primary);
+/* The mappings that orphan_adopt() made. */
+void orphan_unmap(struct attachment *stand_in);
+
 /* ---- keep.c ---- */
 /* Offers what the client does not hold yet; nothing is evicted while there is any. May block 1 s.
  */
@@ -323,6 +357,12 @@ void keep_round(struct vm *vm);
  * eviction begins.
  */
 int restore_block(struct loader *ld, struct block *b, bool discard, struct progress *p);
+/*
+ * A block is about to be let go of, and what is LOST of it must not read as zeroes then: it is a
+ * memory error in every mapping, also in those that have not met it yet; or, where the kernel has
+ * no such thing, this refuses. Under vm.structure.
+ */
+int longops_let_go_lost(struct block *b, struct error *e);
 
 /* ---- backends.c, policies.c ---- */
 void backends_init(struct engine *eng);

@@ -71,6 +71,7 @@ static unsigned int ram_files(struct vm *vm, dev_t *dev, ino_t *ino)
 {
 	unsigned int n = 0;
 
+	pthread_rwlock_rdlock(&vm->structure);
 	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
 		bool known = false;
@@ -84,6 +85,7 @@ static unsigned int ram_files(struct vm *vm, dev_t *dev, ino_t *ino)
 		dev[n] = b->dev;
 		ino[n++] = b->ino;
 	}
+	pthread_rwlock_unlock(&vm->structure);
 	return n;
 }
 
@@ -113,6 +115,9 @@ void keeper_check_foreign(struct vm *vm)
 				    vm->name, (int)found.pid, found.comm);
 	}
 	vm_suspend(vm, SUSPEND_FOREIGN, foreign);
+	/* What it has read where something is evicted, it has filled with zeroes. */
+	if (foreign)
+		attachment_watch_cache(vm);
 	vm_check_peers(vm);
 }
 
@@ -185,12 +190,15 @@ static void rounds(struct keeper *k, struct vm *vm)
 
 	if (atomic_load(&vm->dead))
 		return;
-	keep_round(vm);
+	if (!atomic_load(&vm->orphaned))
+		keep_round(vm);
 	maintain(vm);
 	if ((uint64_t)atomic_load(&vm->resident) > reclaim_target(vm))
 		engine_kick(vm);
 	else if (atomic_load(&vm->parked))
 		reclaim_unpark(vm); /* parked for want of host memory: try again */
+	if (atomic_load(&vm->orphaned))
+		return; /* nothing of it is evicted */
 	if (k->ticks % 4 == 0) {
 		tick_policies(vm);
 		check_pins(vm);

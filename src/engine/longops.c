@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "sys/memfd.h"
 #include "sys/procinfo.h"
 #include "sys/uffd.h"
 
@@ -71,6 +72,49 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 		u++;
 	}
 	return 0;
+}
+
+int longops_let_go_lost(struct block *b, struct error *e)
+{
+	bool poison = b->vm->eng->features.uffd_poison;
+	uint64_t n = 0, entry;
+
+	for (uint64_t u = 0; atomic_load(&b->vm->lost) && u < b->units; u++) {
+		if (u % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, u, &entry) &&
+		    page_entry_state(entry) != PE_LOST) {
+			u += PAGE_TABLE_RUN - 1;
+			continue;
+		}
+		if (page_entry_state(page_table_get(&b->table, u)) != PE_LOST)
+			continue;
+		n++;
+		if (!poison)
+			continue;
+		/* Somebody unattached may have read the hole, and so filled it. */
+		memfd_punch(b->memfd, block_file_offset(b, u), block_unit_bytes(b));
+		unit_poison(b, u);
+	}
+	if (n && !poison)
+		return error_set(e, ENOTRECOVERABLE, ERROR_GENERIC,
+				 "region %s: %llu bytes of its content are lost, and this kernel "
+				 "(before Linux 6.6) cannot mark them: they would read as zeroes",
+				 b->id, (unsigned long long)(n << b->unit_shift));
+	return 0;
+}
+
+static int let_go_lost(struct vm *vm, struct error *e)
+{
+	int r = 0;
+
+	pthread_rwlock_rdlock(&vm->structure);
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks) && !r; i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (b && !atomic_load(&b->gone))
+			r = longops_let_go_lost(b, e);
+	}
+	pthread_rwlock_unlock(&vm->structure);
+	return r;
 }
 
 /* All blocks of the VM whose RAM is still theirs. */
@@ -151,15 +195,29 @@ static int detach(struct vm *vm, struct progress *p, struct error *e)
 	engine_barrier(vm->eng);
 	reclaim_unpark(vm);
 	r = restore_vm(vm, p);
-	if (r && r != -ESRCH) {
+	if (r == -ESRCH) {
+		/* Its process is gone. What is missing stays so: others may still map it. */
+		vm_primary_gone(vm);
+		return error_set(e, ESRCH, ERROR_NOT_FOUND, "VM %s has ended", vm->name);
+	}
+	if (r) {
 		atomic_store(&vm->restoring, false);
 		engine_kick(vm);
 		return error_set(e, -r, r == -ECANCELED ? ERROR_CANCELLED : ERROR_NO_SPACE,
 				 "VM %s: its memory cannot be brought back: %s", vm->name,
 				 error_text(r));
 	}
+	r = let_go_lost(vm, e);
+	if (r) {
+		atomic_store(&vm->restoring, false);
+		engine_kick(vm);
+		return r;
+	}
 	/* Every page is in place: unregistering lets all waiters go on. */
 	pthread_rwlock_rdlock(&vm->structure);
+	/* Whoever joined before the flag was set is in the list now. */
+	pthread_mutex_lock(&vm->lock);
+	pthread_mutex_unlock(&vm->lock);
 	for (unsigned int i = 0; i < VM_ATTACH_MAX; i++) {
 		struct attachment *att = atomic_load(&vm->attachments[i]);
 
@@ -181,7 +239,14 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 	struct vm *vm = a->vm;
 	int r;
 
+	if (atomic_load(&a->dead) || atomic_load(&vm->dead))
+		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
 	if (a->secondary) {
+		/* It maps nothing any more: there is nothing that it could read. */
+		if (!attachment_maps(a)) {
+			attachment_leave(a);
+			return 0;
+		}
 		/* Its own registration goes; what is missing it would read as zeroes, so first
 		 * everything comes back, and stays until this process is gone or attached anew. */
 		atomic_fetch_add(&vm->joining, 1);
@@ -192,14 +257,14 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 			error_set(e, -r, ERROR_NO_SPACE, "cannot bring the RAM back: %s",
 				  error_text(r));
 		else
+			r = let_go_lost(vm, e);
+		if (!r)
 			attachment_leave(a);
 		atomic_fetch_sub(&vm->joining, 1);
 		vm_check_peers(vm);
 		keeper_check_foreign(vm);
 		return r;
 	}
-	if (atomic_load(&vm->dead))
-		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
 	vm_ref(vm);
 	r = detach(vm, p, e);
 	vm_put(vm);
@@ -213,11 +278,13 @@ int engine_share(struct attachment *a, const char *id, pid_t peer, struct progre
 	bool known = false, attached = false;
 	int r;
 
+	pthread_rwlock_rdlock(&vm->structure);
 	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
 
 		known |= b && !atomic_load(&b->gone) && strcmp(b->id, id) == 0;
 	}
+	pthread_rwlock_unlock(&vm->structure);
 	if (!known)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no region %s", id);
 	for (unsigned int i = 0; peer && i < VM_ATTACH_MAX; i++) {

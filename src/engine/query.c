@@ -80,12 +80,10 @@ static void fill_policies(struct vm *vm, struct vm_info *out)
 	out->policy_bytes += vm->recent.size * sizeof(uint64_t) + sizeof(*vm);
 }
 
-int engine_vm_info(struct engine *eng, const char *name, struct vm_info *out, struct error *e)
+static void fill_info(struct vm *vm, struct vm_info *out)
 {
-	struct vm *vm = engine_vm_get(eng, name);
+	struct engine *eng = vm->eng;
 
-	if (!vm)
-		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no VM %s", name);
 	memset(out, 0, sizeof(*out));
 	snprintf(out->name, sizeof(out->name), "%s", vm->name);
 	snprintf(out->uuid, sizeof(out->uuid), "%s", vm->uuid);
@@ -126,6 +124,15 @@ int engine_vm_info(struct engine *eng, const char *name, struct vm_info *out, st
 #include "engine/counters.def"
 #undef COUNTER
 	hist_merge(&out->fault_latency, &vm->fault_latency);
+}
+
+int engine_vm_info(struct engine *eng, const char *name, struct vm_info *out, struct error *e)
+{
+	struct vm *vm = engine_vm_get(eng, name);
+
+	if (!vm)
+		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no VM %s", name);
+	fill_info(vm, out);
 	vm_put(vm);
 	return 0;
 }
@@ -135,9 +142,13 @@ unsigned int engine_vm_names(struct engine *eng, char (*names)[VM_NAME_MAX], uns
 	unsigned int n = 0;
 
 	pthread_mutex_lock(&eng->lock);
-	for (struct vm *vm = eng->vms; vm; vm = vm->next, n++)
+	for (struct vm *vm = eng->vms; vm; vm = vm->next) {
+		if (!vm_is_named(vm))
+			continue;
 		if (n < max)
 			snprintf(names[n], VM_NAME_MAX, "%s", vm->name);
+		n++;
+	}
 	pthread_mutex_unlock(&eng->lock);
 	return n;
 }
@@ -253,18 +264,16 @@ void engine_host_info(struct engine *eng, struct host_info *out)
 	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
 	struct vm_info *info = calloc(1, sizeof(*info));
 	struct procinfo_host host = {0};
-	struct error e;
 
 	memset(out, 0, sizeof(*out));
 	if (vms && info) {
 		out->vms = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
 		for (unsigned int i = 0; i < out->vms; i++) {
-			if (!engine_vm_info(eng, vms[i]->name, info, &e)) {
-				out->ram_bytes += info->ram_bytes;
-				out->resident_bytes += info->resident_bytes;
-				out->stored_bytes += info->stored_bytes;
-				out->overhead_bytes += info->overhead_bytes;
-			}
+			fill_info(vms[i], info);
+			out->ram_bytes += info->ram_bytes;
+			out->resident_bytes += info->resident_bytes;
+			out->stored_bytes += info->stored_bytes;
+			out->overhead_bytes += info->overhead_bytes;
 			vm_put(vms[i]);
 		}
 	}

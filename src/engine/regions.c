@@ -32,7 +32,7 @@ static int find_range(struct attachment *a, const char *id, uint64_t offset, uin
 	if (a->secondary)
 		return error_set(e, EPERM, ERROR_PERMISSION,
 				 "only the VM's primary may say this of its RAM");
-	if (atomic_load(&a->vm->dead))
+	if (atomic_load(&a->vm->dead) || atomic_load(&a->dead))
 		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
 	if (!b)
 		return error_set(e, ENOENT, ERROR_NOT_FOUND, "no region %s", id);
@@ -48,7 +48,8 @@ int engine_region_add(struct attachment *a, const struct attach_region *region, 
 	struct vm *vm = a->vm;
 	int r;
 
-	if (atomic_load(&vm->dead) || atomic_load(&vm->restoring))
+	if (atomic_load(&vm->dead) || atomic_load(&a->dead) || atomic_load(&vm->restoring) ||
+	    atomic_load(&vm->orphaned))
 		return error_set(e, ESRCH, ERROR_NOT_FOUND, "the VM was detached");
 	r = attachment_add_region(a, region, e);
 	if (r)
@@ -510,6 +511,8 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 	if (!ld)
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	if (attachment_drop_mapping(a, id)) {
+		if (a->secondary && atomic_load(&vm->orphaned) && !attachment_maps(a))
+			attachment_leave(a);
 		return_loader(ld);
 		return 0;
 	}
@@ -521,11 +524,14 @@ int engine_region_remove(struct attachment *a, const char *id, bool discard, str
 		engine_barrier(vm->eng);
 		r = restore_block(ld, b, discard, p);
 		if (r) {
-			atomic_store(&b->gone, false);
 			error_set(e, -r, r == -ECANCELED ? ERROR_CANCELLED : ERROR_NO_SPACE,
 				  "region %s: cannot bring it back: %s", id, error_text(r));
 		}
 		loader_flush_frees(ld);
+		if (!r && !discard)
+			r = longops_let_go_lost(b, e);
+		if (r)
+			atomic_store(&b->gone, false);
 	}
 	/* Nothing is missing in it any more (or nobody wants it): let go. */
 	for (unsigned int i = 0; !r && i < atomic_load(&b->n_mappings); i++) {

@@ -107,6 +107,12 @@ static void store_drop(struct store_memory *s)
 	memset(s, 0, sizeof(*s));
 }
 
+void vm_drop_stores(struct vm *vm)
+{
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		store_drop(&vm->stores[i]);
+}
+
 void vm_put(struct vm *vm)
 {
 	if (!vm || atomic_fetch_sub(&vm->refs, 1) != 1)
@@ -119,8 +125,7 @@ void vm_put(struct vm *vm)
 	backends_close_spaces(vm);
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++)
 		block_free(atomic_load(&vm->blocks[i]));
-	for (unsigned int i = 0; i < vm->n_stores; i++)
-		store_drop(&vm->stores[i]);
+	vm_drop_stores(vm);
 	pthread_mutex_destroy(&vm->lock);
 	pthread_rwlock_destroy(&vm->structure);
 	pthread_mutex_destroy(&vm->policy_lock);
@@ -249,6 +254,7 @@ void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
 		{SUSPEND_TWICE, "transparent huge pages that two processes map cannot be taken"},
 		{SUSPEND_COLLAPSE, "this kernel fills holes when it collapses huge pages"},
 		{SUSPEND_PROBING, "the daemon is still finding out what this kernel can do"},
+		{SUSPEND_ORPHANED, "the VM is over, processes still map its RAM"},
 	};
 	size_t n = 0;
 

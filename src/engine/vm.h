@@ -59,6 +59,8 @@ struct store_memory {
 	uint64_t bytes;
 };
 
+struct own_mapping;
+
 /* Part of a block as one process maps it. */
 struct mapping {
 	struct attachment *att;
@@ -78,7 +80,7 @@ struct block {
 	struct vm *vm;
 	char id[REGION_ID_MAX];
 	enum block_kind kind;
-	bool minor; /* registered MINOR: large folios are possible */
+	_Atomic bool minor; /* registered MINOR: see minor_wanted() */
 	_Atomic uint64_t splits,
 		max_splits;	 /* units registered apart from their neighbours (THP) */
 	_Atomic uint64_t *split; /* a bit for each of them; NULL unless THP: see thp.c */
@@ -106,6 +108,7 @@ struct attachment {
 	pid_t pid;
 	uid_t uid;
 	bool secondary;
+	bool stand_in;	   /* for the primary, in this process: see orphan.c */
 	_Atomic bool dead; /* the process is gone, or detached */
 	_Atomic unsigned int refs;
 	_Atomic(struct mapping *) mappings[VM_REGIONS_MAX];
@@ -114,6 +117,7 @@ struct attachment {
 	const struct attach_client_ops *ops;
 	void *client;
 	_Atomic uint64_t no_zap_until_ns; /* a request was not answered */
+	struct own_mapping *own;	  /* a stand-in's: see orphan.c */
 };
 
 /* A FIFO of recently evicted units, to tell refaults: see evict.c. */
@@ -166,6 +170,13 @@ struct vm_policy {
 	bool failure_told; /* under policy_lock */
 };
 
+/* A file of guest RAM, and how many regions of it the VM has. */
+struct ram_file {
+	dev_t dev;
+	ino_t ino;
+	unsigned int regions;
+};
+
 struct vm {
 	struct engine *eng;
 	struct vm *next;
@@ -181,6 +192,11 @@ struct vm {
 	pthread_rwlock_t structure;
 	_Atomic bool dead;	/* being taken down */
 	_Atomic bool restoring; /* detach: nothing may be evicted any more */
+	_Atomic bool attaching; /* not yet known by its name: it may come to nothing */
+	_Atomic bool orphaned;	/* no longer known by its name: see orphan.c */
+	bool over;		/* nobody joins any more; under lock */
+	struct ram_file files[VM_REGIONS_MAX]; /* of no other VM; under engine.lock */
+	unsigned int n_files;
 	_Atomic(struct block *) blocks[VM_REGIONS_MAX];
 	_Atomic unsigned int n_blocks; /* slots used; never reused while the VM lives */
 	_Atomic uint64_t units;
@@ -251,6 +267,7 @@ enum suspend_reason {
 	SUSPEND_NEW = 1 << 6,	   /* nobody has looked for foreign mappings yet */
 	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
 	SUSPEND_PROBING = 1 << 8,  /* the daemon is finding out how to guard against I/O */
+	SUSPEND_ORPHANED = 1 << 9, /* the VM is over, processes still map its RAM */
 };
 
 /* Reasons that go away by themselves in a moment. */
@@ -317,6 +334,8 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
  */
 int vm_store_adopt(struct vm *vm, const char *name, int fd);
 void vm_store_close(struct vm *vm, const char *name);
+/* All of them: the VM is dead. */
+void vm_drop_stores(struct vm *vm);
 
 /* Why eviction is suspended, as a sentence; "" when it is not. */
 void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes);

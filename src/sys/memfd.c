@@ -57,6 +57,7 @@ int memfd_info(int fd, struct memfd_info *out)
 	info.writable =
 		(flags & O_ACCMODE) == O_RDWR && !(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE));
 	info.shrinkable = !(seals & F_SEAL_SHRINK);
+	info.named = st.st_nlink > 0;
 	*out = info;
 	return 0;
 }

@@ -18,6 +18,7 @@ struct memfd_info {
 	uint32_t page_bytes; /* 4096 on tmpfs, the huge page size on hugetlbfs */
 	bool writable;	     /* opened for writing and not sealed against it */
 	bool shrinkable;     /* not sealed against shrinking */
+	bool named;	     /* has a path by which others may open it */
 };
 /* -EMEDIUMTYPE when it is not a file of tmpfs or hugetlbfs. */
 int memfd_info(int fd, struct memfd_info *out);

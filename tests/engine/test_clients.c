@@ -2,15 +2,19 @@
 /* test_clients.c: clients that die, unmap and truncate under the daemon. */
 #include "engine/rig.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fd.h"
 
-#define MIB ((size_t)1 << 20)
+#define MIB	((size_t)1 << 20)
+#define REGIONS 4
 
 static uint64_t daemon_rss(const struct rig *r)
 {
@@ -161,12 +165,127 @@ static void truncates(struct rig *r)
 	rig_end(&other);
 }
 
+/* ---- a VM that is detached by its name while it is attaching ---- */
+
+struct detacher {
+	struct daemon d;
+	_Atomic bool go, stopped, end;
+};
+
+static void *detach_all_the_time(void *arg)
+{
+	struct detacher *x = arg;
+
+	while (!atomic_load(&x->end)) {
+		atomic_store(&x->stopped, !atomic_load(&x->go));
+		if (atomic_load(&x->stopped))
+			usleep(100);
+		else
+			daemon_ask(&x->d,
+				   "{\"execute\":\"vm-detach\",\"arguments\":{\"vm\":\"vm\"}}");
+	}
+	return NULL;
+}
+
+/*
+ * After the attach was answered the VM is there and whole, or the detach came after it and nothing
+ * is registered any more; never half of it.
+ */
+static void detached_early(struct rig *r)
+{
+	static struct native_ram ram[REGIONS];
+	static struct detacher x;
+	unsigned int there = 0, gone = 0;
+	pthread_t thread;
+
+	rig_start(r, "", "");
+	daemon_connect(&r->d, &x.d);
+	CHECK(!pthread_create(&thread, NULL, detach_all_the_time, &x));
+	for (int round = 0; round < 8; round++) {
+		for (size_t i = 0; i < REGIONS; i++) {
+			char id[16];
+
+			snprintf(id, sizeof(id), "ram%zu", i);
+			CHECK_EQ(native_ram_make(&ram[i], id, 64 * KT_PAGE, NATIVE_SHMEM), 0);
+			memset(ram[i].addr, 0x55, ram[i].bytes);
+		}
+		CHECK_EQ(native_open(r->d.attach, &r->vmm), 0);
+		atomic_store(&x.stopped, false);
+		atomic_store(&x.go, true);
+		CHECK_EQ(native_attach(r->vmm, "vm", ram, REGIONS, 0), 0);
+		atomic_store(&x.go, false);
+		while (!atomic_load(&x.stopped))
+			usleep(100);
+		if (vm_known(r)) {
+			there++;
+			r->ram.bytes = ram[0].bytes;
+			CHECK_EQ(rig_number(r, "resident-bytes"), REGIONS * ram[0].bytes);
+			rig_reclaim(r, 0);
+			CHECK_EQ(native_detach(r->vmm), 0);
+		} else {
+			int uffd = kt_uffd(0);
+
+			gone++;
+			for (size_t i = 0; i < REGIONS; i++) {
+				struct uffdio_register reg = {
+					.range = {(uintptr_t)ram[i].addr, ram[i].bytes},
+					.mode = UFFDIO_REGISTER_MODE_MISSING};
+
+				CHECK(!ioctl(uffd, UFFDIO_REGISTER, &reg));
+				CHECK(!ioctl(uffd, UFFDIO_UNREGISTER, &reg.range));
+			}
+			close(uffd);
+		}
+		native_close(r->vmm, true);
+		for (size_t i = 0; i < REGIONS; i++) {
+			for (size_t k = 0; k < ram[i].bytes; k++)
+				CHECK_EQ(((char *)ram[i].addr)[k], 0x55);
+			native_ram_free(&ram[i]);
+		}
+		for (int i = 0; i < 3000 && vm_known(r); i++)
+			usleep(10000);
+	}
+	kt_saw("%u times attached, %u times detached again", there, gone);
+	atomic_store(&x.end, true);
+	CHECK(!pthread_join(thread, NULL));
+	close(x.d.fd);
+	fd_close(&r->events);
+	daemon_stop(&r->d);
+}
+
+/* A file is of one VM only, also when it comes later. */
+static void taken(struct rig *r)
+{
+	struct rig other;
+	struct native_ram same;
+
+	rig_start(r, "", "");
+	other = *r;
+	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	CHECK_EQ(native_ram_make(&other.ram, "ram", MIB / 2, NATIVE_SHMEM), 0);
+	CHECK_EQ(native_open(r->d.attach, &other.vmm), 0);
+	CHECK_EQ(native_attach(other.vmm, "other", &other.ram, 1, 0), 0);
+	CHECK_EQ(native_ram_map(&same, "same", MIB / 2, NATIVE_SHMEM, r->ram.memfd), 0);
+	CHECK_EQ(native_region_add(other.vmm, &same), -EPROTO);
+	CHECK(strstr(native_error(other.vmm), "belongs to VM vm"));
+	/* Unplugged, it may be another's; plugged again, it may not. */
+	CHECK_EQ(native_region_remove(other.vmm, "ram", false), 0);
+	strcpy(other.ram.id, "more");
+	CHECK_EQ(native_region_add(r->vmm, &other.ram), 0);
+	CHECK_EQ(native_region_add(other.vmm, &other.ram), -EPROTO);
+	native_close(other.vmm, true);
+	CHECK_EQ(native_region_remove(r->vmm, "more", false), 0);
+	rig_evict_all(r);
+	rig_check_all(r);
+	rig_end(r);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
-		{"exits", exits},
-		{"unmaps", unmaps},
-		{"truncates", truncates},
+		{"exits", exits},	  {"unmaps", unmaps},
+		{"truncates", truncates}, {"detached_early", detached_early},
+		{"taken", taken},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));

@@ -122,12 +122,40 @@ static void writes(struct rig *r)
 	rig_end(r);
 }
 
+/* What is only in the cache when the VM attaches counts as resident, and is as it was. */
+static void cached(struct rig *r)
+{
+	kt_set_free_huge_pages(UNITS);
+	rig_start(r, "", "");
+	r->unit_bytes = KT_HUGE;
+	r->units = UNITS;
+	r->ram.memfd = kt_memfd(UNITS * KT_HUGE, true);
+	CHECK(r->ram.memfd >= 0);
+	r->ram.addr = kt_map(r->ram.memfd, UNITS * KT_HUGE);
+	for (size_t i = 0; i < UNITS / 2; i++)
+		rig_tag(r, i, 1);
+	CHECK(!munmap(r->ram.addr, UNITS * KT_HUGE));
+	CHECK_EQ(native_ram_map(&r->ram, "ram", UNITS * KT_HUGE, NATIVE_HUGETLB, r->ram.memfd), 0);
+	CHECK_EQ(native_open(r->d.attach, &r->vmm), 0);
+	CHECK_EQ(native_attach(r->vmm, "vm", &r->ram, 1, NATIVE_SERVE_ZAP), 0);
+	CHECK_EQ(rig_number(r, "resident-bytes"), UNITS / 2 * KT_HUGE);
+	rig_reclaim(r, 0);
+	CHECK_EQ(rig_number(r, "evicted-bytes"), UNITS / 2 * KT_HUGE);
+	for (size_t i = UNITS / 2; i < UNITS; i++) {
+		CHECK(rig_is(r, i, 0));
+		rig_tag(r, i, 1);
+	}
+	rig_check_all(r);
+	rig_end(r);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
 		{"writes", writes},
 		{"dry", dry},
 		{"reserved", reserved},
+		{"cached", cached},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));

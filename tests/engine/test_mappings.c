@@ -2,11 +2,15 @@
 /* test_mappings.c: RAM that several processes map: attached, lying, or unknown. */
 #include "engine/rig.h"
 
+#include <dirent.h>
 #include <err.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/fd.h"
 
 #define MIB    ((size_t)1 << 20)
 #define ROUNDS 12
@@ -16,6 +20,7 @@ struct shared {
 	_Atomic int ready, go, end;
 	_Atomic uint64_t writes, wrong;
 	uint64_t count[512];
+	enum native_kind kind;
 };
 
 static struct shared *shared_new(void)
@@ -51,6 +56,7 @@ static pid_t start(void (*child)(const struct rig *, struct shared *), const str
 
 	CHECK(pid >= 0);
 	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* a failed test leaves nobody behind */
 		child(r, s);
 		_exit(0);
 	}
@@ -255,6 +261,222 @@ static void foreign(struct rig *r)
 	rig_end(r);
 }
 
+/* ---- the primary's process dies while another one maps its RAM ---- */
+
+static void primary(const struct rig *r, struct shared *s)
+{
+	struct rig mine = *r;
+
+	CHECK_EQ(native_ram_map(&mine.ram, "ram", r->ram.bytes, s->kind, r->ram.memfd), 0);
+	rig_attach_ram(&mine);
+	atomic_store(&s->ready, 1);
+	pause();
+}
+
+/* A back end that has accesses under way when the VMM dies, and others later. */
+static void survivor(const struct rig *r, struct shared *s)
+{
+	struct rig mine = *r;
+	struct kt_access a[8];
+
+	CHECK_EQ(native_ram_map(&mine.ram, "ram", r->ram.bytes, s->kind, r->ram.memfd), 0);
+	CHECK_EQ(native_open(r->d.attach, &mine.vmm), 0);
+	mine.unit_bytes = mine.ram.page_bytes;
+	mine.units = mine.ram.bytes / mine.unit_bytes;
+	if (native_attach(mine.vmm, "second", &mine.ram, 1, NATIVE_SECONDARY))
+		errx(1, "secondary: %s", native_error(mine.vmm));
+	atomic_store(&s->ready, 2);
+	wait_for(&s->go);
+	for (size_t i = 0; i < 8; i++)
+		kt_access_start(&a[i], rig_unit(&mine, i));
+	usleep(20000);
+	atomic_store(&s->ready, 3);
+	for (size_t i = 0; i < 8; i++)
+		rig_access_end(&a[i]);
+	rig_check_all(&mine);
+	for (size_t i = 0; i < mine.units; i++) {
+		rig_tag(&mine, i, 2);
+		CHECK(rig_is(&mine, i, 2));
+	}
+	atomic_store(&s->ready, 4);
+	wait_for(&s->end);
+	if (atomic_load(&s->end) == 1)
+		CHECK_EQ(native_region_remove(mine.vmm, "ram", false), 0);
+	atomic_store(&s->ready, 5);
+	pause();
+}
+
+static void wait_until(const _Atomic int *what, int value)
+{
+	for (int i = 0; i < 60000 && atomic_load(what) < value; i++)
+		usleep(1000);
+	CHECK_EQ(atomic_load(what), value);
+}
+
+static void ends(pid_t pid)
+{
+	CHECK_EQ(kill(pid, SIGKILL), 0);
+	CHECK_EQ(waitpid(pid, NULL, 0), pid);
+}
+
+/* The daemon's descriptors of this kind: "/memfd:" for guest RAM, tables and stores. */
+static unsigned int daemon_holds(const struct rig *r, const char *kind)
+{
+	char path[64], target[256];
+	unsigned int n = 0;
+	struct dirent *entry;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)r->d.pid);
+	dir = opendir(path);
+	CHECK(dir);
+	while ((entry = readdir(dir))) {
+		ssize_t len = readlinkat(dirfd(dir), entry->d_name, target, sizeof(target) - 1);
+
+		target[len > 0 ? len : 0] = 0;
+		n += strncmp(target, kind, strlen(kind)) == 0;
+	}
+	closedir(dir);
+	return n;
+}
+
+static void until_gone(const struct rig *r, const char *kind)
+{
+	for (int i = 0; i < 3000 && daemon_holds(r, kind); i++)
+		usleep(10000);
+	CHECK_EQ(daemon_holds(r, kind), 0);
+}
+
+/*
+ * What is evicted is there for a back end also when the VMM is gone, until it lets go, by itself
+ * (end 1) or with its process (end 2).
+ */
+static void orphaned(struct rig *r, enum native_kind kind, size_t bytes, int end)
+{
+	struct shared *s = shared_new();
+	struct rig anew;
+	pid_t vmm, back_end;
+
+	s->kind = kind;
+	rig_start(r, "", "delay-us = 40000");
+	r->ram.bytes = bytes;
+	r->ram.memfd = kt_memfd(bytes, kind == NATIVE_HUGETLB);
+	CHECK(r->ram.memfd >= 0);
+	vmm = start(primary, r, s);
+	wait_until(&s->ready, 1);
+	back_end = start(survivor, r, s);
+	wait_until(&s->ready, 2);
+	rig_evict_all(r);
+	atomic_store(&s->go, 1);
+	wait_until(&s->ready, 3);
+	ends(vmm);
+	wait_until(&s->ready, 4);
+	/* To the operator it has ended, and its name is free. */
+	daemon_ask(&r->d, "{\"execute\":\"query-vms\"}");
+	CHECK(!strstr(r->d.answer, "\"name\""));
+	if (kind == NATIVE_SHMEM) {
+		anew = *r;
+		rig_attach(&anew, bytes, kind);
+		rig_evict_all(&anew);
+		rig_check_all(&anew);
+		CHECK_EQ(native_detach(anew.vmm), 0);
+		native_close(anew.vmm, true);
+		native_ram_free(&anew.ram);
+	}
+	atomic_store(&s->end, end);
+	wait_until(&s->ready, 5);
+	if (end == 2)
+		ends(back_end);
+	/* All goes that was for the VM, also where the back end's connection lives on. */
+	until_gone(r, "/memfd:");
+	if (end == 2)
+		until_gone(r, "anon_inode:[userfaultfd]");
+	if (end == 1)
+		ends(back_end);
+	fd_close(&r->events);
+	daemon_stop(&r->d);
+}
+
+static void orphan_leaves(struct rig *r)
+{
+	orphaned(r, NATIVE_SHMEM, 32 * KT_PAGE, 1);
+}
+
+static void orphan_dies(struct rig *r)
+{
+	orphaned(r, NATIVE_SHMEM, 32 * KT_PAGE, 2);
+}
+
+static void orphan_huge(struct rig *r)
+{
+	kt_set_free_huge_pages(8);
+	orphaned(r, NATIVE_HUGETLB, 8 * KT_HUGE, 1);
+}
+
+/* Reads what is evicted, unattached, and so fills it with zeroes. */
+static void pollutes(const struct rig *r, struct shared *s)
+{
+	const char *map = mmap(NULL, r->ram.bytes, PROT_READ, MAP_SHARED, r->ram.memfd, 0);
+
+	CHECK(map != MAP_FAILED);
+	for (size_t i = 0; i < r->units; i += 2)
+		atomic_fetch_or(&s->wrong, (uint64_t)map[i * KT_PAGE]);
+	atomic_store(&s->ready, 1);
+	wait_for(&s->end);
+}
+
+/* Seen while it is there: what it has spoilt and the guest has not met yet is mended. */
+static void foreign_late(struct rig *r)
+{
+	struct shared *s = shared_new();
+	struct native_ram more;
+	pid_t pid;
+
+	rig_start(r, "", "");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	rig_evict_all(r);
+	pid = start(pollutes, r, s);
+	wait_for(&s->ready);
+	CHECK_EQ(atomic_load(&s->wrong), 0); /* it read zeroes, which is the hazard */
+	/* Any new region is an occasion to look; else it takes ten seconds. */
+	CHECK_EQ(native_ram_make(&more, "more", 64 * KT_PAGE, NATIVE_SHMEM), 0);
+	CHECK_EQ(native_region_add(r->vmm, &more), 0);
+	CHECK(strstr(rig_suspended(r), "not attached"));
+	rig_check_all(r);
+	CHECK(rig_number(r, "poisoned-fills") >= r->units / 2);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	rig_end(r);
+	native_ram_free(&more);
+}
+
+/* RAM with a name can be opened by anybody at any time: nobody has to be seen for it. */
+static void named(struct rig *r)
+{
+	struct shared *s = shared_new();
+	char path[] = "/dev/shm/ebb-engine.XXXXXX";
+	int fd = mkstemp(path);
+	pid_t pid;
+
+	if (fd < 0)
+		SKIP("no tmpfs on /dev/shm; runs in the lab");
+	rig_start(r, "", "");
+	CHECK(!ftruncate(fd, (off_t)MIB));
+	CHECK_EQ(native_ram_map(&r->ram, "ram", MIB, NATIVE_SHMEM, fd), 0);
+	rig_attach_ram(r);
+	CHECK(!unlink(path));
+	rig_evict_all(r);
+	pid = start(pollutes, r, s);
+	wait_for(&s->ready);
+	atomic_store(&s->end, 1);
+	finish(pid);
+	CHECK_EQ(atomic_load(&s->wrong), 0);
+	rig_check_all(r);
+	CHECK(rig_number(r, "poisoned-fills") >= r->units / 2);
+	rig_end(r);
+	close(fd);
+}
+
 static void stays(const struct rig *r, struct shared *s)
 {
 	wait_for(&s->end);
@@ -288,9 +510,17 @@ static void share(struct rig *r)
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
-		{"second_reads", second_reads}, {"second_writes", second_writes},
-		{"second_lies", second_lies},	{"second_refused", second_refused},
-		{"foreign", foreign},		{"share", share},
+		{"second_reads", second_reads},
+		{"second_writes", second_writes},
+		{"second_lies", second_lies},
+		{"second_refused", second_refused},
+		{"foreign", foreign},
+		{"share", share},
+		{"orphan_leaves", orphan_leaves},
+		{"orphan_dies", orphan_dies},
+		{"orphan_huge", orphan_huge},
+		{"foreign_late", foreign_late},
+		{"named", named},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));

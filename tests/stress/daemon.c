@@ -98,6 +98,16 @@ void daemon_end(struct daemon *d)
 		err(1, "cannot kill the daemon");
 }
 
+void daemon_connect(const struct daemon *d, struct daemon *out)
+{
+	*out = *d;
+	out->fd = fd_connect_unix(d->control);
+	if (out->fd < 0)
+		errx(1, "the daemon does not listen");
+	read_line(out); /* the greeting */
+	daemon_ask(out, "{\"execute\":\"qmp_capabilities\"}");
+}
+
 void daemon_replace(struct daemon *d)
 {
 	daemon_end(d);

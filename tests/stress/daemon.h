@@ -27,6 +27,8 @@ void daemon_start(struct daemon *d, const char *const *args);
 void daemon_end(struct daemon *d);
 void daemon_begin(struct daemon *d);
 void daemon_reach(struct daemon *d);
+/* Another control connection to the same daemon, for another thread; close(out->fd) ends it. */
+void daemon_connect(const struct daemon *d, struct daemon *out);
 /* Kills it (SIGKILL) and starts another on the same folder. */
 void daemon_replace(struct daemon *d);
 /* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */
