@@ -31,7 +31,7 @@ struct instance {
 	pthread_mutex_t lock; /* the list of channels and n_channels */
 	struct channel *channels;
 	uint64_t n_channels;
-	_Atomic uint64_t stores, loads, store_errors, load_errors;
+	_Atomic uint64_t stores, loads, store_errors, load_errors, outside;
 };
 
 struct channel {
@@ -39,6 +39,8 @@ struct channel {
 	struct channel *next; /* under inst->lock */
 	int timer;	      /* owned */
 	uint64_t random;
+	const char *buffers; /* what was announced; nothing else may be used */
+	uint64_t buffers_bytes;
 	uint32_t depth, n;
 	struct ebb_io *pending[]; /* priv[0]: when it is due */
 };
@@ -163,6 +165,8 @@ static int inject_channel_open(void *instance, const struct ebb_channel_params *
 		return -ENOMEM;
 	ch->inst = inst;
 	ch->depth = params->queue_depth;
+	ch->buffers = params->buffers;
+	ch->buffers_bytes = params->buffers_bytes;
 	ch->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (ch->timer < 0) {
 		int r = -errno;
@@ -229,11 +233,21 @@ static int inject_submit(void *channel, struct ebb_io **ios, uint32_t n)
 	return (int)taken;
 }
 
+/* As for a backend that has registered the channel's buffers with a device. */
+static int is_outside(const struct channel *ch, const struct ebb_io *io)
+{
+	uint64_t at = (uint64_t)((const char *)io->buf - ch->buffers);
+
+	return at > ch->buffers_bytes || io->len > ch->buffers_bytes - at;
+}
+
 static void complete(struct channel *ch, struct ebb_io *io)
 {
 	struct instance *inst = ch->inst;
 	struct options *o = &inst->options;
 
+	if (is_outside(ch, io))
+		atomic_fetch_add(&inst->outside, 1);
 	if (io->op == EBB_IO_STORE) {
 		atomic_fetch_add(&inst->stores, 1);
 		if (hit(ch, &o->store_error)) {
@@ -320,6 +334,8 @@ static int inject_stats(void *instance, struct ebb_stat *out, uint32_t n)
 		{"loads", "Loads that were due", inst->loads, 1, 0},
 		{"store-errors", "Stores made to fail", inst->store_errors, 1, 0},
 		{"load-errors", "Loads made to fail", inst->load_errors, 1, 0},
+		{"outside", "I/Os whose buffer was not announced with the channel", inst->outside,
+		 1, 0},
 	};
 	uint32_t have = sizeof(stats) / sizeof(stats[0]);
 

@@ -310,14 +310,8 @@ static int drain_vm(struct engine *eng, struct vm *vm, unsigned int tier, struct
 		free(ld);
 		return r;
 	}
+	/* Whoever gives the VM this tier has done so by now, or sees that it is drained. */
 	pthread_mutex_lock(&vm->lock);
-	for (unsigned int i = 0; i < vm->n_tiers; i++) {
-		if (vm->tiers[i] != tier)
-			continue;
-		memmove(&vm->tiers[i], &vm->tiers[i + 1],
-			(vm->n_tiers - i - 1) * sizeof(vm->tiers[0]));
-		vm->n_tiers--;
-	}
 	pthread_mutex_unlock(&vm->lock);
 	pthread_rwlock_rdlock(&vm->structure);
 	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks) && !r; i++) {
@@ -331,6 +325,18 @@ static int drain_vm(struct engine *eng, struct vm *vm, unsigned int tier, struct
 	loader_close(ld);
 	free(ld);
 	return r;
+}
+
+/* Takes it off the VM's list. Only now: a removal that is given up leaves the VM its tier. */
+static void drop_tier(struct vm *vm, unsigned int tier)
+{
+	for (unsigned int i = 0; i < vm->n_tiers; i++) {
+		if (vm->tiers[i] != tier)
+			continue;
+		memmove(&vm->tiers[i], &vm->tiers[i + 1],
+			(vm->n_tiers - i - 1) * sizeof(vm->tiers[0]));
+		vm->n_tiers--;
+	}
 }
 
 /*
@@ -349,6 +355,7 @@ static void take_away(struct engine *eng, unsigned int t, struct vm **vms, unsig
 			loader_refresh(vms[i]->op_loader, 1);
 		pthread_mutex_unlock(&vms[i]->op_lock);
 		pthread_mutex_lock(&vms[i]->lock);
+		drop_tier(vms[i], t);
 		gone[i] = atomic_exchange(&vms[i]->spaces[t], NULL);
 		pthread_mutex_unlock(&vms[i]->lock);
 	}

@@ -63,7 +63,7 @@ int evict_context_new(struct engine *eng, struct evict_context **out)
 	if (!c)
 		return -ENOMEM;
 	c->eng = eng;
-	r = loader_open(eng, &c->loader, EVICT_BATCH_MAX);
+	r = loader_open(eng, &c->loader, EVICT_BATCH_MAX, 0);
 	if (r) {
 		free(c);
 		return r;

@@ -5,7 +5,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -24,16 +23,19 @@
  * in the same loop. The worker never waits for anything else: a unit that somebody works on gets
  * PE_WANTED, a VM over its bound gets its faults parked (dropped; they are delivered again by one
  * wake of the whole range when there is room), a kernel that says EAGAIN gets the fault back by
- * waking it.
+ * waking it. A fault that finds all slots for asynchronous loads taken stands in a queue, from
+ * which each load that is done takes one, of another VM than its own if there is any: so a VM with
+ * many faults in flight does not keep the others from theirs.
  *
  * On this path: no allocation, no lock but a block's pin_lock, no log. All memory is mapped and
  * populated when the worker is made.
  */
 
 #define MESSAGES      64
-#define LOADS	      32 /* asynchronous loads of 4 KiB in flight, per worker */
-#define HUGE_LOADS    4	 /* of 2 MiB */
-#define PREFETCH_ASKS 64 /* ranges that one fault may ask for */
+#define LOADS	      32  /* asynchronous loads of 4 KiB in flight, per worker */
+#define HUGE_LOADS    4	  /* of 2 MiB */
+#define PREFETCH_ASKS 64  /* ranges that one fault may ask for */
+#define WAITING	      256 /* faults without a slot, per worker */
 
 struct load {
 	struct ebb_io io; /* first: io.user points back */
@@ -43,16 +45,26 @@ struct load {
 	bool busy, write;
 };
 
+/* A fault without a slot. Its unit is EVICTED still, and may be brought by somebody else. */
+struct waiting {
+	struct block *block;
+	uint64_t unit, start_ns;
+	bool write;
+	uint32_t thread;
+};
+
 struct fault_worker {
 	struct engine_thread t;
 	struct loader loader;
 	int epoll_fd;
 	struct uffd_msg msgs[MESSAGES];
 	struct load loads[LOADS + HUGE_LOADS];
-	void *load_buffers;
 	unsigned int in_flight;
 	bool channel_watched[PE_TIERS];
-	bool starved; /* a load found no free slot: wake its VM when one is free */
+	bool asked; /* somebody waits for this worker to pass */
+	/* Only while loads are in flight, so the blocks stay: see engine_thread_pass(). */
+	struct waiting waiting[WAITING];
+	unsigned int n_waiting;
 };
 
 struct wanted {
@@ -197,6 +209,68 @@ static struct load *load_slot(struct fault_worker *w, bool huge)
 	return NULL;
 }
 
+static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_t entry,
+		 const struct wanted *f);
+
+static struct waiting take_waiting(struct fault_worker *w, unsigned int i)
+{
+	struct waiting f = w->waiting[i];
+
+	memmove(&w->waiting[i], &w->waiting[i + 1], (--w->n_waiting - i) * sizeof(f));
+	return f;
+}
+
+/* Whose turn it is after a load of this block: an index, or WAITING when none fits its slot. */
+static unsigned int next_waiting(const struct fault_worker *w, const struct block *done)
+{
+	bool huge = block_unit_bytes(done) > 4096;
+	unsigned int first = WAITING;
+
+	for (unsigned int i = 0; i < w->n_waiting; i++) {
+		const struct block *b = w->waiting[i].block;
+
+		if ((block_unit_bytes(b) > 4096) != huge)
+			continue;
+		if (b->vm != done->vm)
+			return i;
+		if (first == WAITING)
+			first = i;
+	}
+	return first;
+}
+
+/*
+ * A load of this block is done, and its slot free: whoever waits longest for one of that size gets
+ * it, those of other VMs first. When nothing is in flight any more, nobody is left waiting: as no
+ * load will be done then, each is tried once more, or wakes and faults again.
+ */
+static void serve_waiting(struct fault_worker *w, const struct block *done)
+{
+	for (unsigned int tries = w->n_waiting; tries; tries--) {
+		unsigned int next = next_waiting(w, done);
+		struct waiting f;
+		uint64_t e;
+
+		if (w->in_flight &&
+		    (next == WAITING || w->asked || !load_slot(w, block_unit_bytes(done) > 4096)))
+			return;
+		f = take_waiting(w, next == WAITING ? 0 : next);
+		e = page_table_get(&f.block->table, f.unit);
+		if (w->asked || page_entry_state(e) != PE_EVICTED) {
+			unit_wake(f.block, f.unit);
+		} else if (!park(f.block->vm, block_unit_bytes(f.block))) {
+			struct wanted again = {
+				.write = f.write, .thread = f.thread, .start_ns = f.start_ns};
+
+			if (page_table_cas(&f.block->table, f.unit, &e,
+					   page_entry_in(e, PE_LOADING)))
+				load(w, f.block, f.unit, e, &again);
+			else
+				unit_wake(f.block, f.unit);
+		}
+	}
+}
+
 static void load_done(struct fault_worker *w, struct load *l)
 {
 	struct block *b = l->block;
@@ -211,12 +285,7 @@ static void load_done(struct fault_worker *w, struct load *l)
 	} else {
 		place(w, b, l->unit, l->entry, l->buf, l->write, l->start_ns, 0);
 	}
-	if (w->starved) {
-		/* Others gave up for want of a slot: they may try again. */
-		w->starved = false;
-		atomic_store(&b->vm->parked, true);
-		reclaim_unpark(b->vm);
-	}
+	serve_waiting(w, b);
 }
 
 static void poll_tier(struct fault_worker *w, unsigned int tier)
@@ -228,6 +297,39 @@ static void poll_tier(struct fault_worker *w, unsigned int tier)
 	while (c && (n = backend_poll(c, done, 16)) > 0)
 		for (int i = 0; i < n; i++)
 			load_done(w, (struct load *)(uintptr_t)done[i]->user);
+}
+
+/*
+ * In a full queue, a VM that is not in it gets the newest place of one that crowds it; what has no
+ * place is woken by the keeper, from time to time.
+ */
+static void stand_in_line(struct fault_worker *w, struct block *b, uint64_t unit,
+			  const struct wanted *f)
+{
+	unsigned int at = w->n_waiting;
+	struct vm *without = NULL;
+
+	if (at < WAITING) {
+		w->n_waiting++;
+	} else {
+		at = 0;
+		for (unsigned int i = 1; i < WAITING; i++)
+			if (w->waiting[i].block->vm == w->waiting[i - 1].block->vm)
+				at = i;
+		for (unsigned int i = 0; i < WAITING; i++)
+			if (w->waiting[i].block->vm == b->vm)
+				at = 0;
+		without = at ? w->waiting[at].block->vm : b->vm;
+	}
+	if (without)
+		atomic_store(&without->parked, true);
+	if (without == b->vm)
+		return;
+	w->waiting[at] = (struct waiting){.block = b,
+					  .unit = unit,
+					  .start_ns = f->start_ns,
+					  .write = f->write,
+					  .thread = f->thread};
 }
 
 /* The unit is ours, in LOADING, with `entry` from before: brings its content. */
@@ -273,13 +375,11 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 		w->in_flight--;
 		l->busy = false;
 	}
-	/* Nothing free: as it was. A load of this VM that finishes will wake its waiters; if there
-	 * is none, the keeper does. */
-	w->starved = true;
-	atomic_store(&b->vm->parked, true);
-	page_table_leave(&b->table, unit, entry & ~PE_WANTED);
-	if (!w->in_flight)
+	/* Nothing free: as it was, until a load is done; when none is in flight it tries again. */
+	if (page_table_leave(&b->table, unit, entry & ~PE_WANTED) || !w->in_flight)
 		not_placed(w, b, unit, -EAGAIN);
+	else
+		stand_in_line(w, b, unit, f);
 }
 
 /*
@@ -521,7 +621,6 @@ static void *fault_main(void *arg)
 {
 	struct fault_worker *w = arg;
 	struct epoll_event ev[16];
-	bool asked = false; /* somebody waits for us to pass */
 
 	go_first();
 	while (!atomic_load(&w->t.eng->stop)) {
@@ -529,11 +628,11 @@ static void *fault_main(void *arg)
 		int n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
 		bool pass = n <= 0;
 		/* Loads that follow on each other would put it off for ever: let them run out. */
-		bool hold = asked && w->in_flight;
+		bool hold = w->asked && w->in_flight;
 
 		for (int i = 0; i < n; i++) {
 			if (ev[i].data.u64 == 0)
-				pass = asked = true;
+				pass = w->asked = true;
 			else if (ev[i].data.u64 < PE_TIERS)
 				poll_tier(w, (unsigned int)ev[i].data.u64);
 			else if (!hold)
@@ -548,7 +647,7 @@ static void *fault_main(void *arg)
 				loader_refresh(&w->loader, LOADS + HUGE_LOADS);
 				watch_channels(w);
 				engine_thread_pass(&w->t);
-				asked = false;
+				w->asked = false;
 			}
 		}
 	}
@@ -575,7 +674,6 @@ void fault_unwatch(struct engine *eng, struct attachment *att)
 int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker **out)
 {
 	struct fault_worker *w = calloc(1, sizeof(*w));
-	uint64_t bytes = LOADS * UINT64_C(4096) + HUGE_LOADS * UNIT_MAX_BYTES;
 	struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0};
 	char *buf;
 	int r;
@@ -586,23 +684,21 @@ int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker
 	w->t.eng = eng;
 	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	w->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	w->load_buffers =
-		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (w->epoll_fd < 0 || w->t.wake_fd < 0 || w->load_buffers == MAP_FAILED ||
+	if (w->epoll_fd < 0 || w->t.wake_fd < 0 ||
 	    epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->t.wake_fd, &ev)) {
 		r = -errno;
 		goto fail;
 	}
-	madvise(w->load_buffers, bytes, MADV_DONTDUMP);
-	buf = w->load_buffers;
+	r = loader_open(eng, &w->loader, LOADS + HUGE_LOADS,
+			HUGE_LOADS * UNIT_MAX_BYTES + LOADS * UINT64_C(4096));
+	if (r)
+		goto fail;
+	buf = loader_more(&w->loader);
 	/* The 2 MiB buffers first: they are the ones that need the alignment. */
 	for (unsigned int i = LOADS; i < LOADS + HUGE_LOADS; i++, buf += UNIT_MAX_BYTES)
 		w->loads[i].buf = buf;
 	for (unsigned int i = 0; i < LOADS; i++, buf += 4096)
 		w->loads[i].buf = buf;
-	r = loader_open(eng, &w->loader, LOADS + HUGE_LOADS);
-	if (r)
-		goto fail;
 	watch_channels(w);
 	r = engine_thread_start(eng, &w->t, "ebb-fault", fault_main, w);
 	if (r)
@@ -620,8 +716,6 @@ void fault_worker_free(struct fault_worker *w)
 		return;
 	engine_thread_join(&w->t);
 	loader_close(&w->loader);
-	if (w->load_buffers && w->load_buffers != MAP_FAILED)
-		munmap(w->load_buffers, LOADS * UINT64_C(4096) + HUGE_LOADS * UNIT_MAX_BYTES);
 	if (w->epoll_fd >= 0)
 		close(w->epoll_fd);
 	if (w->t.wake_fd >= 0)

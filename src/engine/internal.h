@@ -169,13 +169,19 @@ void unit_cancel(struct block *b, uint64_t unit, uint64_t keep);
 struct loader {
 	struct engine *eng;
 	_Atomic(struct backend_channel *) channels[PE_TIERS];
-	void *buffers;		      /* UNIT_MAX_BYTES twice */
+	void *buffers; /* UNIT_MAX_BYTES twice, then what the owner asked for: all I/O is in it */
+	uint64_t buffers_bytes;
 	uint64_t freed[PE_TIERS][64]; /* handles to free, by tier, gathered */
 	unsigned int n_freed[PE_TIERS];
 	struct backend_space *freed_space[PE_TIERS];
 };
 
-int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth);
+/* more_bytes: buffers of the owner's own, behind the loader's two (loader_more()). */
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes);
+static inline void *loader_more(const struct loader *ld)
+{
+	return (char *)ld->buffers + 2 * UNIT_MAX_BYTES;
+}
 /*
  * For a single operation off the fault path. A balloon that is inflated asks for one such per
  * page, and few touch the buffers: zeroing those first would cost more than all the rest.

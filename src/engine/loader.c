@@ -21,30 +21,32 @@
  * kept with PE_COPY). A crash between any two of them leaves a copy too many, never one too few.
  */
 
-static int open_with(struct engine *eng, struct loader *ld, uint32_t queue_depth, int map_flags)
+static int open_with(struct engine *eng, struct loader *ld, uint32_t queue_depth,
+		     uint64_t more_bytes, int map_flags)
 {
 	memset(ld, 0, sizeof(*ld));
 	ld->eng = eng;
-	ld->buffers = mmap(NULL, 2 * UNIT_MAX_BYTES, PROT_READ | PROT_WRITE,
+	ld->buffers_bytes = 2 * UNIT_MAX_BYTES + more_bytes;
+	ld->buffers = mmap(NULL, ld->buffers_bytes, PROT_READ | PROT_WRITE,
 			   MAP_PRIVATE | MAP_ANONYMOUS | map_flags, -1, 0);
 	if (ld->buffers == MAP_FAILED) {
 		ld->buffers = NULL;
 		return -errno;
 	}
-	madvise(ld->buffers, 2 * UNIT_MAX_BYTES, MADV_DONTDUMP); /* guest content */
+	madvise(ld->buffers, ld->buffers_bytes, MADV_DONTDUMP); /* guest content */
 	loader_refresh(ld, queue_depth);
 	return 0;
 }
 
-int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth)
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes)
 {
 	/* Populated, so that the fault path never waits for memory of its own. */
-	return open_with(eng, ld, queue_depth, MAP_POPULATE);
+	return open_with(eng, ld, queue_depth, more_bytes, MAP_POPULATE);
 }
 
 int loader_open_brief(struct engine *eng, struct loader *ld)
 {
-	return open_with(eng, ld, 1, 0);
+	return open_with(eng, ld, 1, 0, 0);
 }
 
 static void close_channel(struct loader *ld, unsigned int tier)
@@ -64,7 +66,7 @@ void loader_close(struct loader *ld)
 	loader_flush_frees(ld);
 	for (unsigned int t = 1; t < PE_TIERS; t++)
 		close_channel(ld, t);
-	munmap(ld->buffers, 2 * UNIT_MAX_BYTES);
+	munmap(ld->buffers, ld->buffers_bytes);
 	ld->buffers = NULL;
 }
 
@@ -78,7 +80,7 @@ void loader_refresh(struct loader *ld, uint32_t queue_depth)
 			loader_flush_frees(ld);
 			close_channel(ld, t);
 		} else if (!c && (b = backends_use(ld->eng, t))) {
-			if (backend_channel_open(b, ld->buffers, 2 * UNIT_MAX_BYTES, queue_depth,
+			if (backend_channel_open(b, ld->buffers, ld->buffers_bytes, queue_depth,
 						 &c) == 0)
 				atomic_store(&ld->channels[t], c);
 			else

@@ -2,12 +2,16 @@
 /* test_loads.c: what comes back is what went, or a memory error, and never zeroes instead. */
 #include "engine/rig.h"
 
+#include <err.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "base/fd.h"
 
 #define MIB	  ((size_t)1 << 20)
 #define SHMEM_THP "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -92,6 +96,71 @@ static void lost(struct rig *r)
 	daemon_stop(&r->d);
 }
 
+/* Which units can be read, in threads of their own: a lost one may hold its reader for ever. */
+static size_t count_blocked(struct rig *r, struct kt_access *a)
+{
+	size_t blocked = 0;
+
+	for (size_t i = 0; i < r->units; i++)
+		kt_access_start(&a[i], rig_unit(r, i));
+	for (int i = 0; i < 3000; i++) {
+		blocked = 0;
+		for (size_t k = 0; k < r->units; k++)
+			blocked += !a[k].done;
+		if (rig_number(r, "pages-lost") == blocked)
+			break;
+		usleep(10000);
+	}
+	return blocked;
+}
+
+/*
+ * What is lost reads as a memory error also when the daemon has let go, in every mapping; where
+ * the kernel has no such thing the daemon does not let go.
+ */
+static void lost_detach(struct rig *r)
+{
+	static struct kt_access a[128];
+	size_t n = 0, second = 0;
+	struct rig again;
+
+	rig_start(r, "", "load-error = 1/4");
+	daemon_ask(&r->d, "{\"execute\":\"query-host\"}");
+	if (!strstr(r->d.answer, "\"poison\":true")) {
+		rig_attach(r, MIB / 2, NATIVE_SHMEM);
+		rig_evict_all(r);
+		n = count_blocked(r, a);
+		CHECK(n > 0 && n < r->units);
+		CHECK_EQ(native_detach(r->vmm), -EPROTO);
+		CHECK(strstr(native_error(r->vmm), "lost"));
+		CHECK_EQ(native_region_remove(r->vmm, "ram", false), -EPROTO);
+		CHECK(strstr(native_error(r->vmm), "lost"));
+		for (size_t i = 0; i < r->units; i++)
+			CHECK(a[i].done || kt_blocked(&a[i]));
+		printf("ok\n");
+		fflush(NULL);
+		_exit(0);
+	}
+	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	again = *r;
+	/* Its page table has met none of it when it is let go of. */
+	CHECK_EQ(native_ram_map(&again.ram, "again", r->ram.bytes, NATIVE_SHMEM, r->ram.memfd), 0);
+	CHECK_EQ(native_region_add(r->vmm, &again.ram), 0);
+	rig_evict_all(r);
+	for (size_t i = 0; i < r->units; i++)
+		n += (size_t)lost_or_right(r, i);
+	CHECK(n > 0 && n < r->units);
+	CHECK_EQ(native_detach(r->vmm), 0);
+	for (size_t i = 0; i < r->units; i++) {
+		second += (size_t)lost_or_right(&again, i);
+		n -= (size_t)lost_or_right(r, i);
+	}
+	CHECK_EQ(n, 0);
+	CHECK(second > 0);
+	native_close(r->vmm, true);
+	daemon_stop(&r->d);
+}
+
 /* A load that may be tried again is: the handle outlives it. */
 static void retried(struct rig *r)
 {
@@ -133,6 +202,116 @@ static void crowded(struct rig *r)
 	CHECK(rig_is(&other, 7, 1));
 	native_close(other.vmm, true);
 	rig_check_all(r);
+	rig_end(r);
+}
+
+/*
+ * A VM with more loads in flight than there is room for keeps no other one from its own: that one
+ * gets the next slot, and not when the crowd is through.
+ */
+static void starved(struct rig *r)
+{
+	static struct kt_access a[300];
+	struct rig other;
+	struct kt_access b;
+	size_t before = 0, done = 0;
+
+	rig_start(r, "", "delay-us = 200000");
+	other = *r;
+	rig_attach(r, 300 * KT_PAGE, NATIVE_SHMEM);
+	CHECK_EQ(native_ram_make(&other.ram, "ram", MIB / 4, NATIVE_SHMEM), 0);
+	CHECK_EQ(native_open(r->d.attach, &other.vmm), 0);
+	other.unit_bytes = KT_PAGE;
+	rig_tag(&other, 7, 1);
+	CHECK_EQ(native_attach(other.vmm, "other", &other.ram, 1, 0), 0);
+	while (daemon_vm_number(&r->d, "other", "evictions") < 1)
+		daemon_ask(&r->d, "{\"execute\":\"vm-reclaim\",\"arguments\":{\"vm\":\"other\","
+				  "\"bytes\":4096}}");
+	rig_evict_all(r);
+	for (size_t i = 0; i < 300; i++)
+		kt_access_start(&a[i], rig_unit(r, i));
+	kt_access_start(&b, rig_unit(&other, 7));
+	for (size_t i = 0; i < 300; i++)
+		before += a[i].done;
+	rig_access_end(&b);
+	for (size_t i = 0; i < 300; i++)
+		done += a[i].done;
+	kt_saw("%zu of 300 others were done before, %zu of them from the start", done, before);
+	/* Two workers with 32 slots each: it stood behind those that had one, and no more. */
+	CHECK(done - before < 200);
+	for (size_t i = 0; i < 300; i++)
+		rig_access_end(&a[i]);
+	CHECK(rig_is(&other, 7, 1));
+	native_close(other.vmm, true);
+	rig_check_all(r);
+	rig_end(r);
+}
+
+/* A number of the inject backend in the answer of query-backends. */
+static uint64_t backend_stat(struct rig *r, const char *name)
+{
+	char key[64];
+	const char *p;
+
+	daemon_ask(&r->d, "{\"execute\":\"query-backends\"}");
+	snprintf(key, sizeof(key), "\"%s\"", name);
+	p = strstr(r->d.answer, "\"inject\"");
+	if (p)
+		p = strstr(p, key);
+	if (p)
+		p = strstr(p, "\"value\":");
+	if (!p)
+		errx(1, "no %s: %.2000s", name, r->d.answer);
+	return strtoull(p + 8, NULL, 10);
+}
+
+/* Whatever is stored or loaded lies in buffers that the backend was told of before. */
+static void announced(struct rig *r)
+{
+	static struct kt_access a[120];
+
+	rig_start(r, "", "delay-us = 3000");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	rig_evict_all(r);
+	for (size_t i = 0; i < 120; i++)
+		kt_access_start(&a[i], rig_unit(r, i));
+	for (size_t i = 0; i < 120; i++)
+		rig_access_end(&a[i]);
+	daemon_ask(&r->d, "{\"execute\":\"vm-prefetch\",\"arguments\":{\"vm\":\"vm\"}}");
+	rig_check_all(r);
+	CHECK(backend_stat(r, "loads") >= 120);
+	CHECK(backend_stat(r, "stores") >= r->units);
+	CHECK_EQ(backend_stat(r, "outside"), 0);
+	rig_end(r);
+}
+
+/* A removal that is given up has taken nothing from the VM. */
+static void remove_cancelled(struct rig *r)
+{
+	static struct daemon other;
+	uint64_t evicted;
+
+	rig_start(r, "", "delay-us = 5000");
+	daemon_connect(&r->d, &other);
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	rig_evict_all(r);
+	/* Not by daemon_ask(), which waits for the answer. */
+	CHECK(!fd_send(r->events,
+		       "{\"execute\":\"backend-remove\",\"arguments\":{\"name\":\"inject\","
+		       "\"job\":\"gone\"}}\n",
+		       78, NULL, 0));
+	while (rig_number(r, "evicted-bytes") == r->ram.bytes)
+		usleep(1000);
+	daemon_ask(&other, "{\"execute\":\"job-cancel\",\"arguments\":{\"job\":\"gone\"}}");
+	for (int i = 0; i < 3000 && !strstr(other.answer, "\"return\":[]"); i++) {
+		usleep(10000);
+		daemon_ask(&other, "{\"execute\":\"query-jobs\"}");
+	}
+	evicted = rig_number(r, "evicted-bytes");
+	CHECK(evicted > 0 && evicted < r->ram.bytes);
+	rig_evict_all(r);
+	rig_check_all(r);
+	close(other.fd);
 	rig_end(r);
 }
 
@@ -290,7 +469,11 @@ int main(int argc, char **argv)
 		{"detach_retries", detach_retries},
 		{"retried", retried},
 		{"crowded", crowded},
+		{"starved", starved},
+		{"announced", announced},
+		{"remove_cancelled", remove_cancelled},
 		{"lost", lost},
+		{"lost_detach", lost_detach},
 		{"store_error", store_error},
 		{"store_full", store_full},
 		{"store_some", store_some},
