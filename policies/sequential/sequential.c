@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/blocks.h"
+#include "common/options.h"
+#include "common/score.h"
 #include "ebb/policy.h"
 #include "streams.h"
 
@@ -26,7 +29,6 @@
  * after attach.
  */
 
-#define BLOCKS_MAX	64
 #define WINDOW_DEFAULT	64
 #define WINDOW_LIMIT	512
 #define WINDOW_FLOOR	2
@@ -34,27 +36,16 @@
 #define TRIGGER_DEFAULT 3
 #define VERDICT_UNITS	64 /* outcomes between two changes of the cap */
 
-#define get(field)	  atomic_load_explicit(&(field), memory_order_relaxed)
-#define set(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
-#define add(field, value) atomic_fetch_add_explicit(&(field), (value), memory_order_relaxed)
-
-struct block {
-	_Atomic uint64_t first, end;
-	_Atomic uint32_t unit_bytes;
-};
-
 struct sequential {
 	const struct ebb_policy_host *host;
 	struct streams streams;
-	struct block block[BLOCKS_MAX];
-	_Atomic uint32_t blocks;
+	struct blocks blocks;
+	struct score score;
 
 	_Atomic uint32_t max_units, trigger, stride;
 	_Atomic uint64_t max_bytes;
 	_Atomic uint32_t cap;		       /* at most max_units: what the outcomes allow */
 	uint32_t verdict_used, verdict_unused; /* serial hooks only */
-
-	_Atomic uint64_t faults, ranges, advised, used, unused;
 };
 
 static const char *const option_help[] = {
@@ -64,22 +55,6 @@ static const char *const option_help[] = {
 	"stride: also follow runs that leave out units, up to this step (1-64), default 1: none",
 	NULL,
 };
-
-static void read_blocks(struct sequential *q)
-{
-	struct ebb_block list[BLOCKS_MAX];
-	uint32_t n = q->host->blocks(q->host->ctx, list, BLOCKS_MAX), kept = 0;
-
-	for (uint32_t k = 0; k < n && k < BLOCKS_MAX; k++) {
-		if (list[k].gone)
-			continue;
-		set(q->block[kept].first, list[k].first_unit);
-		set(q->block[kept].end, list[k].first_unit + list[k].units);
-		set(q->block[kept].unit_bytes, list[k].unit_bytes);
-		kept++;
-	}
-	set(q->blocks, kept);
-}
 
 static int sequential_attach(const struct ebb_policy_host *host, const struct ebb_policy_vm *vm,
 			     uint32_t role, void **instance, char *err, uint64_t err_len)
@@ -94,7 +69,7 @@ static int sequential_attach(const struct ebb_policy_host *host, const struct eb
 	set(q->max_bytes, BYTES_DEFAULT);
 	set(q->trigger, TRIGGER_DEFAULT);
 	set(q->stride, 1);
-	read_blocks(q);
+	blocks_read(&q->blocks, host);
 	*instance = q;
 	return 0;
 }
@@ -106,35 +81,13 @@ static void sequential_detach(void *instance)
 
 static int sequential_on_resize(void *instance, uint64_t units)
 {
-	read_blocks(instance);
+	struct sequential *q = instance;
+
+	blocks_read(&q->blocks, q->host);
 	return 0;
 }
 
 /* ---- options ---- */
-
-/* A number with an optional K, M or G, within bounds. */
-static int parse(const char *value, uint64_t min, uint64_t max, uint64_t *out, char *err,
-		 uint64_t err_len)
-{
-	static const char suffixes[] = "KMG";
-	const char *suffix;
-	char *end;
-	unsigned long long n;
-
-	errno = 0;
-	n = strtoull(value, &end, 10);
-	if (*end && (suffix = strchr(suffixes, *end))) {
-		n = n > max ? max + 1 : n << 10 * (suffix - suffixes + 1);
-		end++;
-	}
-	if (value[0] < '0' || value[0] > '9' || *end || errno || n < min || n > max) {
-		snprintf(err, err_len, "it must be a number from %llu to %llu",
-			 (unsigned long long)min, (unsigned long long)max);
-		return -EINVAL;
-	}
-	*out = n;
-	return 0;
-}
 
 static int sequential_config(void *instance, const struct ebb_policy_option *opt, char *err,
 			     uint64_t err_len)
@@ -144,7 +97,7 @@ static int sequential_config(void *instance, const struct ebb_policy_option *opt
 	int r;
 
 	if (strcmp(opt->name, "max") == 0) {
-		r = parse(opt->value, 1, WINDOW_LIMIT, &n, err, err_len);
+		r = option_number(opt->value, 1, WINDOW_LIMIT, &n, err, err_len);
 		if (!r) {
 			set(q->max_units, (uint32_t)n);
 			set(q->cap, (uint32_t)n);
@@ -152,19 +105,19 @@ static int sequential_config(void *instance, const struct ebb_policy_option *opt
 		return r;
 	}
 	if (strcmp(opt->name, "max-bytes") == 0) {
-		r = parse(opt->value, 4096, UINT64_C(1) << 30, &n, err, err_len);
+		r = option_number(opt->value, 4096, UINT64_C(1) << 30, &n, err, err_len);
 		if (!r)
 			set(q->max_bytes, n);
 		return r;
 	}
 	if (strcmp(opt->name, "trigger") == 0) {
-		r = parse(opt->value, 2, 16, &n, err, err_len);
+		r = option_number(opt->value, 2, 16, &n, err, err_len);
 		if (!r)
 			set(q->trigger, (uint32_t)n);
 		return r;
 	}
 	if (strcmp(opt->name, "stride") == 0) {
-		r = parse(opt->value, 1, 64, &n, err, err_len);
+		r = option_number(opt->value, 1, 64, &n, err, err_len);
 		if (!r)
 			set(q->stride, (uint32_t)n);
 		return r;
@@ -174,31 +127,12 @@ static int sequential_config(void *instance, const struct ebb_policy_option *opt
 
 /* ---- faults ---- */
 
-struct bounds {
-	uint64_t first, end;
-	uint32_t unit_bytes;
-};
-
-static bool block_of(const struct sequential *q, uint64_t unit, struct bounds *out)
-{
-	uint32_t n = get(q->blocks);
-
-	for (uint32_t k = 0; k < n; k++) {
-		out->first = get(q->block[k].first);
-		out->end = get(q->block[k].end);
-		out->unit_bytes = get(q->block[k].unit_bytes);
-		if (unit >= out->first && unit < out->end && out->unit_bytes)
-			return true;
-	}
-	return false;
-}
-
 /* The advice as ranges within the block, of units that have content to fetch. */
 static uint32_t write_ranges(struct sequential *q, const struct stream_advice *a,
 			     const struct bounds *b, struct ebb_range *out, uint32_t max)
 {
 	uint64_t evicted[WINDOW_LIMIT / 64], base = 0, base_end = 0;
-	uint64_t unit = a->first, total = 0;
+	uint64_t unit = a->first;
 	uint32_t n = 0;
 
 	for (uint32_t k = 0; k < a->count; k++, unit += (uint64_t)a->step) {
@@ -227,10 +161,8 @@ static uint32_t write_ranges(struct sequential *q, const struct stream_advice *a
 		} else {
 			break;
 		}
-		total++;
 	}
-	add(q->ranges, n);
-	add(q->advised, total);
+	score_asked(&q->score, out, n);
 	return n;
 }
 
@@ -245,8 +177,8 @@ static uint32_t sequential_on_fault(void *instance, const struct ebb_fault *faul
 	struct bounds b;
 	uint64_t units;
 
-	add(q->faults, 1);
-	if (!block_of(q, fault->unit, &b))
+	score_fault(&q->score, fault);
+	if (!blocks_find(&q->blocks, fault->unit, &b))
 		return 0;
 	units = get(q->max_bytes) / b.unit_bytes;
 	if (units < settings.window_max)
@@ -281,38 +213,31 @@ static void sequential_on_outcome(void *instance, uint32_t outcome, const uint64
 {
 	struct sequential *q = instance;
 
-	if (outcome == EBB_OUTCOME_USED) {
-		add(q->used, n);
+	score_outcome(&q->score, outcome, n);
+	if (outcome == EBB_OUTCOME_USED)
 		q->verdict_used += n;
-	} else if (outcome == EBB_OUTCOME_UNUSED) {
-		add(q->unused, n);
+	else if (outcome == EBB_OUTCOME_UNUSED)
 		q->verdict_unused += n;
-	} else {
+	else
 		return;
-	}
 	judge(q);
 }
 
 static uint32_t sequential_stats(void *instance, struct ebb_policy_stat *out, uint32_t n)
 {
 	struct sequential *q = instance;
-	const struct ebb_policy_stat stats[] = {
-		{"faults", "Faults seen", get(q->faults), 1, 0},
+	struct ebb_policy_stat stats[SCORE_STATS + 4] = {
 		{"runs", "Runs of faults found", get(q->streams.runs), 1, 0},
-		{"ranges", "Ranges named to fetch ahead", get(q->ranges), 1, 0},
-		{"advised", "Units named to fetch ahead", get(q->advised), 1, 0},
-		{"used", "Units fetched ahead and then used", get(q->used), 1, 0},
-		{"unused", "Units fetched ahead and evicted again unused", get(q->unused), 1, 0},
 		{"contended", "Faults not looked at because another thread was at the same run",
 		 get(q->streams.contended), 1, 0},
 		{"cap", "The most units fetched ahead at once, as outcomes allow", get(q->cap), 0,
 		 0},
 		{EBB_POLICY_STAT_STATE_BYTES, "Memory held for this VM", sizeof(*q), 0, 0},
 	};
-	const uint32_t have = sizeof(stats) / sizeof(stats[0]);
 
-	memcpy(out, stats, (n < have ? n : have) * sizeof(stats[0]));
-	return have;
+	score_stats(&q->score, stats + 4);
+	memcpy(out, stats, (n < SCORE_STATS + 4 ? n : SCORE_STATS + 4) * sizeof(stats[0]));
+	return SCORE_STATS + 4;
 }
 
 __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry(void)

@@ -16,7 +16,7 @@
 #define HIT_NS	     200
 #define FAULT_NS     15000
 #define RANGES_MAX   256
-#define PREFETCH_MAX 16
+#define PREFETCH_MAX 64
 
 /* ---- the host table ---- */
 
@@ -94,7 +94,13 @@ static uint32_t host_prefetch(void *ctx, const struct ebb_range *ranges, uint32_
 
 	for (uint32_t r = 0; r < n; r++) {
 		assert_true(ranges[r].first + ranges[r].count <= v->units);
+		if (v->bulk_room && !--v->bulk_room) {
+			v->bulk_room = 1;
+			return r;
+		}
 		for (uint64_t u = ranges[r].first; u < ranges[r].first + ranges[r].count; u++) {
+			if (v->bulk_asked < 64)
+				v->bulk_order[v->bulk_asked] = u;
 			v->bulk_asked++;
 			if (v->state[u] != FAKE_EVICTED)
 				continue;

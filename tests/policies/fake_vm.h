@@ -33,7 +33,9 @@ struct fake_vm {
 	uint64_t bad_victims;		     /* named though not resident */
 	uint64_t urgent_calls, urgent_empty; /* nothing named although something was resident */
 	struct ebb_pressure pressure;	     /* what the policy is told; time_ns is ours */
-	uint64_t bulk_asked; /* units that host->prefetch() was asked for: they come at once */
+	uint64_t bulk_asked;	 /* units that host->prefetch() was asked for: they come at once */
+	uint64_t bulk_order[64]; /* the first of them */
+	uint32_t bulk_room;	 /* so many ranges are taken, then the queue is full; 0: no end */
 	uint64_t logged;
 	char last_log[300];
 };

@@ -127,6 +127,91 @@ static void pressure_unasked(struct rig *r)
 	rig_end(r);
 }
 
+/* Evicts all, reads it back in steps, and gives the demand loads that took. */
+static uint64_t read_all(struct rig *r, const char *policy, size_t step, int rounds)
+{
+	uint64_t faults;
+
+	give(r, "prefetch", policy, "");
+	faults = rig_number(r, "faults");
+	for (int k = 0; k < rounds; k++) {
+		rig_evict_all(r);
+		for (size_t from = 0; from < step; from++)
+			for (size_t u = from; u < r->units; u += step)
+				CHECK(rig_is(r, u, 1));
+	}
+	return rig_number(r, "faults") - faults;
+}
+
+/* How much fewer faults it takes in real life depends on who is faster: the unit tests say. */
+static void reads_ahead(struct rig *r, const char *policy, size_t step, int rounds)
+{
+	uint64_t without, with;
+
+	rig_start(r, "", NULL);
+	rig_attach(r, 8 * MIB, NATIVE_SHMEM);
+	without = read_all(r, "null", step, rounds);
+	with = read_all(r, policy, step, rounds);
+	printf("%s: %llu faults, %llu without\n", policy, (unsigned long long)with,
+	       (unsigned long long)without);
+	CHECK(without >= r->units * (unsigned int)rounds);
+	CHECK(with < without);
+	CHECK(rig_number(r, "prefetched") > 0);
+	CHECK(stat_of(r, "prefetch", "advised") > 0);
+	rig_end(r);
+}
+
+static void scan(struct rig *r)
+{
+	reads_ahead(r, "trend", 1, 1);
+}
+
+static void strided(struct rig *r)
+{
+	reads_ahead(r, "trend", 7, 1);
+}
+
+static void elastic(struct rig *r)
+{
+	reads_ahead(r, "elastic", 1, 2);
+}
+
+static void correlation(struct rig *r)
+{
+	uint64_t rng = 7;
+
+	rig_start(r, "", NULL);
+	rig_attach(r, 8 * MIB, NATIVE_SHMEM);
+	give(r, "prefetch", "correlation", "");
+	/* The same 300 units, scattered, in the same order, again and again. */
+	for (int round = 0; round < 6; round++) {
+		rig_evict_all(r);
+		rng = 7;
+		for (int k = 0; k < 300; k++)
+			CHECK(rig_is(r, next_random(&rng) % r->units, 1));
+	}
+	CHECK(stat_of(r, "prefetch", "believed") > 0);
+	CHECK(rig_number(r, "prefetched") > 0);
+	rig_end(r);
+}
+
+/* A raised limit brings memory back without anybody asking for it. */
+static void replay(struct rig *r)
+{
+	rig_start(r, "", NULL);
+	rig_attach(r, RAM, NATIVE_SHMEM);
+	give(r, "prefetch", "replay", "");
+	give(r, "reclaim", "clock", "");
+	rig_limit(r, LIMIT);
+	rig_until(r, "evictions", (RAM - LIMIT) / KT_PAGE);
+	rig_limit(r, RAM + 4 * MIB);
+	rig_until(r, "prefetched", (RAM - LIMIT) / KT_PAGE / 10 * 9);
+	CHECK(rig_number(r, "faults") == 0);
+	CHECK(stat_of(r, "prefetch", "restores") == 1);
+	rig_check_all(r);
+	rig_end(r);
+}
+
 /* A policy whose hooks overrun their budget is put aside, and said so; the limit is kept. */
 static void put_aside(struct rig *r)
 {
@@ -159,6 +244,11 @@ int main(int argc, char **argv)
 		{"pressure", pressure},
 		{"pressure_unasked", pressure_unasked},
 		{"put_aside", put_aside},
+		{"scan", scan},
+		{"strided", strided},
+		{"elastic", elastic},
+		{"replay", replay},
+		{"correlation", correlation},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));

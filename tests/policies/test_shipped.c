@@ -19,9 +19,10 @@ static const struct {
 	const char *sub, *name;
 	bool delivers; /* something is named when urgent */
 } policies[] = {
-	{".", "clock", true},	{".", "sequential", false}, {".", "null", false},
-	{".", "example", true}, {"tests", "random", true},  {".", "temperature", true},
-	{".", "age", true},	{".", "pressure", true},
+	{".", "clock", true},	     {".", "sequential", false}, {".", "null", false},
+	{".", "example", true},	     {"tests", "random", true},	 {".", "temperature", true},
+	{".", "trend", false},	     {".", "elastic", false},	 {".", "replay", false},
+	{".", "correlation", false}, {".", "age", true},	 {".", "pressure", true},
 };
 #define POLICIES (sizeof(policies) / sizeof(policies[0]))
 
