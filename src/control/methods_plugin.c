@@ -93,7 +93,10 @@ static int query_policies(struct request *r, json_t **ret, struct error *e)
 
 static int policy_load(struct request *r, json_t **ret, struct error *e)
 {
-	int err = apply_policy_load(r->control->config.engine, r->args, e);
+	int err;
+
+	engine_policy_forgive(r->control->config.engine, arg_text(r->args, "name"));
+	err = apply_policy_load(r->control->config.engine, r->args, e);
 
 	(void)ret;
 	return err ? err : settings_policy_load(r->control->config.settings, r->args, e);

@@ -81,7 +81,10 @@ static int vm_set(struct request *r, json_t **ret, struct error *e)
 static int policy_set(struct request *r, json_t **ret, struct error *e)
 {
 	const char *vm = arg_text(r->args, "vm");
-	int err = apply_policy_set(r->control->config.engine, vm, r->args, e);
+	int err;
+
+	engine_policy_forgive(r->control->config.engine, arg_text(r->args, "policy"));
+	err = apply_policy_set(r->control->config.engine, vm, r->args, e);
 
 	(void)ret;
 	return err ? err : settings_policy_set(r->control->config.settings, r->args, e);

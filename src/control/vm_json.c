@@ -61,13 +61,14 @@ static json_t *latency_to_json(const struct hist *h)
 
 json_t *vm_to_json(const struct vm_info *vm)
 {
-	json_t *o = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s}",
-			      "name", vm->name, "uuid", vm->uuid, "pid", (int)vm->pid, "regions",
-			      (int)vm->regions, "attachments", (int)vm->attachments, "weight",
-			      (int)vm->weight, "granularity", vm->granularity, "memory-kind",
-			      vm->memory_kind, "reclaim-policy", vm->reclaim_policy,
-			      "prefetch-policy", vm->prefetch_policy, "tracker", vm->tracker,
-			      "io-guard", vm->io_guard, "suspended", vm->suspended);
+	json_t *o =
+		json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}",
+			  "name", vm->name, "uuid", vm->uuid, "pid", (int)vm->pid, "regions",
+			  (int)vm->regions, "attachments", (int)vm->attachments, "weight",
+			  (int)vm->weight, "granularity", vm->granularity, "memory-kind",
+			  vm->memory_kind, "reclaim-policy", vm->reclaim_policy, "prefetch-policy",
+			  vm->prefetch_policy, "tracker", vm->tracker, "io-guard", vm->io_guard,
+			  "suspended", vm->suspended, "policy-failure", vm->policy_failure);
 
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
 		const uint64_t *v = (const void *)((const char *)vm + sizes[i].offset);

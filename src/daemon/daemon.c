@@ -51,6 +51,8 @@ struct daemon {
 	struct event_queue *events;
 	struct settings *settings;
 	struct engine *engine;
+	struct crashes *crashes;
+	bool ended; /* as it should */
 	struct listen *listen;
 	struct control *control;
 	struct metrics_http *metrics;
@@ -87,6 +89,7 @@ static void stop(void *ctx)
 {
 	struct daemon *d = ctx;
 
+	d->ended = true;
 	event_base_loopexit(d->base, NULL);
 }
 
@@ -176,6 +179,7 @@ static int start_engine(struct daemon *d, struct error *e)
 		.no_probe = !c->folio_probe,
 		.lock_memory = c->lock_memory,
 		.host_budget_bytes = c->host_budget,
+		.crashes = d->crashes,
 		.event = event_queue_push,
 		.event_ctx = d->events,
 	};
@@ -241,6 +245,8 @@ static int start(struct daemon *d, struct error *e)
 		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory for the event loop");
 	r = watch_signals(d, e);
 	if (!r)
+		r = crashes_open(d->config->runtime_dir, &d->crashes, e);
+	if (!r)
 		r = start_engine(d, e);
 	return r ? r : start_sockets(d, group, e);
 }
@@ -265,6 +271,7 @@ static void end(struct daemon *d)
 	control_free(d->control);
 	metrics_http_free(d->metrics);
 	engine_free(d->engine);
+	crashes_close(d->crashes, d->ended);
 	settings_free(d->settings);
 	event_queue_free(d->events);
 	if (d->watchdog)

@@ -222,11 +222,18 @@ int engine_backend_add(struct engine *eng, const char *name, const char *driver,
 		       const struct ebb_option *opts, uint32_t n_opts, struct error *e)
 {
 	struct backend *be;
-	unsigned int t;
+	unsigned int t, crashed;
+	char why[160];
 	int r;
 
 	if (!plugin_name_valid(name))
 		return error_set(e, EINVAL, ERROR_ARGUMENT, "'%s' is no valid backend name", name);
+	crashed = crashes_in_row(eng->config.crashes, CRASH_BACKEND, name);
+	if (crashed)
+		crashes_text(eng->config.crashes, CRASH_BACKEND, name, why, sizeof(why));
+	if (crashed >= CRASHES_REFUSED)
+		return error_set(e, EPERM, ERROR_GENERIC,
+				 "%s; it is not opened, and what it holds waits", why);
 	r = backend_open(eng->config.plugins, &eng->backend_env, name, driver, opts, n_opts, &be,
 			 e);
 	if (r)
@@ -247,13 +254,17 @@ int engine_backend_add(struct engine *eng, const char *name, const char *driver,
 	}
 	snprintf(eng->slots[t].name, sizeof(eng->slots[t].name), "%s", name);
 	snprintf(eng->slots[t].driver, sizeof(eng->slots[t].driver), "%s", driver);
-	atomic_store(&eng->slots[t].full_until_ns, 0);
+	/* One that was put aside is read from, for what it holds; nothing more is stored in it. */
+	atomic_store(&eng->slots[t].full_until_ns, crashed ? UINT64_MAX : 0);
 	atomic_store(&eng->slots[t].failures, 0);
 	atomic_store(&eng->slots[t].backend, be);
 	pthread_mutex_unlock(&eng->lock);
 	/* Every thread opens its channel as it passes. */
 	engine_barrier(eng);
 	log_info("backend %s (%s) added", name, driver);
+	if (crashed)
+		engine_emit(eng, EVENT_BACKEND_FAILED, "", name, 0, "%s; it is only read from",
+			    why);
 	return 0;
 }
 
@@ -447,9 +458,10 @@ unsigned int engine_backend_info(struct engine *eng, struct backend_info *out, u
 		for (struct vm *vm = eng->vms; vm; vm = vm->next)
 			i->vms += atomic_load(&vm->spaces[t]) != NULL;
 		snprintf(i->state, sizeof(i->state), "%s",
-			 atomic_load(&slot->draining)			  ? "draining"
-			 : clock_ns() < atomic_load(&slot->full_until_ns) ? "full"
-									  : "ready");
+			 atomic_load(&slot->draining)			   ? "draining"
+			 : atomic_load(&slot->full_until_ns) == UINT64_MAX ? "aside"
+			 : clock_ns() < atomic_load(&slot->full_until_ns)  ? "full"
+									   : "ready");
 	}
 	pthread_mutex_unlock(&eng->lock);
 	return n;

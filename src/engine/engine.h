@@ -12,6 +12,7 @@
 #include "base/hist.h"
 #include "ebb/backend.h"
 #include "ebb/policy.h"
+#include "plugin/crashes.h"
 #include "plugin/plugin.h"
 
 /*
@@ -68,6 +69,7 @@ struct engine_config {
 	bool no_probe;		    /* do not try to load the folio probe */
 	bool lock_memory;	    /* mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) */
 	uint64_t host_budget_bytes; /* 0: none */
+	struct crashes *crashes; /* plugins that daemons before crashed in; borrowed, NULL: none */
 	/* Called from any engine thread; must not block or call back into the engine. */
 	void (*event)(void *ctx, const struct engine_event *ev);
 	void *event_ctx;
@@ -199,10 +201,11 @@ struct vm_info {
 	char granularity[16]; /* "4K", "2M", "mixed" */
 	char memory_kind[24]; /* "shmem", "shmem-thp", "hugetlb", "mixed" */
 	char reclaim_policy[PLUGIN_NAME_MAX], prefetch_policy[PLUGIN_NAME_MAX];
-	char tracker[16];	 /* "zap-scan", "helper-zap", "none" */
-	char io_guard[16];	 /* "probe", "quarantine", "none" */
-	char suspended[160];	 /* why eviction is suspended; "" when it is not */
-	uint64_t overhead_bytes; /* page table + store overhead + policy and tracker state */
+	char tracker[16];	  /* "zap-scan", "helper-zap", "none" */
+	char io_guard[16];	  /* "probe", "quarantine", "none" */
+	char suspended[160];	  /* why eviction is suspended; "" when it is not */
+	char policy_failure[200]; /* why a policy of the VM does nothing; "": all work */
+	uint64_t overhead_bytes;  /* page table + store overhead + policy and tracker state */
 	uint64_t table_bytes, store_overhead_bytes, policy_bytes;
 #define COUNTER(name, json, help) uint64_t name;
 #include "engine/counters.def"
@@ -273,6 +276,8 @@ unsigned int engine_policy_info(struct engine *eng, struct policy_info *out, uns
 /* Gives the VM a policy in one role; loads a shipped one by name. Replaces the one before. */
 int engine_policy_set(struct engine *eng, const char *vm, uint32_t role, const char *policy,
 		      const struct ebb_policy_option *opts, uint32_t n_opts, struct error *e);
+/* The operator wants the policy although it was put aside for crashes of daemons before. */
+void engine_policy_forgive(struct engine *eng, const char *name);
 /* Stats of a VM's policy in a role; returns how many. -ENOENT without one. */
 int engine_policy_stats(struct engine *eng, const char *vm, uint32_t role,
 			struct ebb_policy_stat *out, uint32_t n);

@@ -8,6 +8,9 @@
 #include "base/log.h"
 #include "engine/internal.h"
 
+/* In place of a policy that daemons crashed in. */
+#define STAND_IN "null"
+
 static struct policy_slot *find(struct engine *eng, const char *name)
 {
 	for (struct policy_slot *s = eng->policies; s; s = s->next)
@@ -41,6 +44,12 @@ int engine_policy_load(struct engine *eng, const char *name, const char *file, s
 	struct policy_slot *s;
 	int r;
 
+	if (crashes_in_row(eng->config.crashes, CRASH_POLICY, name)) {
+		char why[160];
+
+		crashes_text(eng->config.crashes, CRASH_POLICY, name, why, sizeof(why));
+		return error_set(e, EPERM, ERROR_GENERIC, "%s", why);
+	}
 	pthread_mutex_lock(&eng->lock);
 	if (find(eng, name))
 		r = error_set(e, EEXIST, ERROR_EXISTS, "policy %s is loaded already", name);
@@ -48,6 +57,11 @@ int engine_policy_load(struct engine *eng, const char *name, const char *file, s
 		r = load(eng, name, file, &s, e);
 	pthread_mutex_unlock(&eng->lock);
 	return r;
+}
+
+void engine_policy_forgive(struct engine *eng, const char *name)
+{
+	crashes_forgive(eng->config.crashes, CRASH_POLICY, name);
 }
 
 int engine_policy_unload(struct engine *eng, const char *name, struct error *e)
@@ -92,8 +106,12 @@ static struct vm_policy *role_of(struct vm *vm, uint32_t role)
 	return role == EBB_POLICY_RECLAIM ? &vm->reclaim : &vm->prefetch;
 }
 
-/* Puts a new instance (or none) into a role; the old one ends when nobody can be in it. */
-static void replace(struct vm *vm, uint32_t role, struct policy_instance *i, const char *name)
+/*
+ * Puts a new instance (or none) into a role; the old one ends when nobody can be in it. aside: why
+ * it is not the one that was asked for, or "".
+ */
+static void replace(struct vm *vm, uint32_t role, struct policy_instance *i, const char *name,
+		    const char *aside)
 {
 	struct vm_policy *p = role_of(vm, role);
 	struct policy_instance *old;
@@ -110,6 +128,7 @@ static void replace(struct vm *vm, uint32_t role, struct policy_instance *i, con
 	pthread_mutex_lock(&vm->policy_lock);
 	old = atomic_exchange(&p->instance, i);
 	snprintf(p->name, sizeof(p->name), "%s", name);
+	snprintf(p->aside, sizeof(p->aside), "%s", aside);
 	if (role == EBB_POLICY_RECLAIM)
 		atomic_store(&vm->reclaim_wants_faults, i && policy_wants_faults(i));
 	pthread_mutex_unlock(&vm->policy_lock);
@@ -127,8 +146,15 @@ int policies_give(struct vm *vm, uint32_t role, const char *name,
 	struct vm_policy *p = role_of(vm, role);
 	struct policy_instance *i;
 	struct policy_slot *s;
+	char aside[sizeof(p->aside)] = "";
 	int r = 0;
 
+	if (crashes_in_row(eng->config.crashes, CRASH_POLICY, name)) {
+		crashes_text(eng->config.crashes, CRASH_POLICY, name, aside, sizeof(aside));
+		engine_emit(eng, EVENT_POLICY_FAILED, vm->name, name, 0, "%s", aside);
+		name = STAND_IN;
+		n_opts = 0;
+	}
 	/* They stay as they are for the VM's life: instances keep pointers to them. */
 	pthread_mutex_lock(&vm->policy_lock);
 	if (!p->host.ctx)
@@ -147,7 +173,7 @@ int policies_give(struct vm *vm, uint32_t role, const char *name,
 	pthread_mutex_unlock(&eng->lock);
 	if (r)
 		return r;
-	replace(vm, role, i, name);
+	replace(vm, role, i, name, aside);
 	return 0;
 }
 

@@ -65,6 +65,16 @@ static void fill_blocks(struct vm *vm, struct vm_info *out)
 					: "2M");
 }
 
+/* Under policy_lock. */
+static void fill_failure(const struct vm_policy *p, struct vm_info *out)
+{
+	const struct policy_instance *i = atomic_load(&p->instance);
+	const char *why = p->aside[0] ? p->aside : i ? policy_failed(i) : NULL;
+
+	if (why)
+		snprintf(out->policy_failure, sizeof(out->policy_failure), "%s", why);
+}
+
 static void fill_policies(struct vm *vm, struct vm_info *out)
 {
 	struct policy_instance *i;
@@ -72,6 +82,8 @@ static void fill_policies(struct vm *vm, struct vm_info *out)
 	pthread_mutex_lock(&vm->policy_lock);
 	snprintf(out->reclaim_policy, sizeof(out->reclaim_policy), "%s", vm->reclaim.name);
 	snprintf(out->prefetch_policy, sizeof(out->prefetch_policy), "%s", vm->prefetch.name);
+	fill_failure(&vm->prefetch, out);
+	fill_failure(&vm->reclaim, out);
 	i = atomic_load(&vm->reclaim.instance);
 	out->policy_bytes += i ? policy_state_bytes(i) : 0;
 	i = atomic_load(&vm->prefetch.instance);

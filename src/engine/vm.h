@@ -168,6 +168,7 @@ struct vm_policy {
 	struct ebb_policy_vm self;
 	char name[PLUGIN_NAME_MAX];
 	bool failure_told; /* under policy_lock */
+	char aside[160];   /* why null stands in for what was asked for; "" */
 };
 
 /* A file of guest RAM, and how many regions of it the VM has. */

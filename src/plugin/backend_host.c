@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "plugin/crashes.h"
 
 /*
  * Theory of operation
@@ -235,7 +236,9 @@ int backend_open(const struct plugin_path *path, const struct backend_env *env, 
 	snprintf(b->description, sizeof(b->description), "%s",
 		 b->desc.description ? b->desc.description : "");
 	b->caps = b->desc.caps;
+	crash_mark_set(CRASH_BACKEND, b->name, "open");
 	r = b->desc.open(&b->host, opts, n_opts, &b->instance, why, sizeof(why));
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	if (r) {
 		why[sizeof(why) - 1] = '\0';
 		if (r > 0)
@@ -287,6 +290,7 @@ uint32_t backend_caps(const struct backend *b)
 int backend_space_open(struct backend *b, const struct ebb_space_params *params,
 		       struct backend_space **out)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "space_open");
 	struct ebb_space_params p = *params;
 	struct backend_space *s = calloc(1, sizeof(*s));
 	int r;
@@ -308,7 +312,9 @@ void backend_space_close(struct backend_space *s)
 {
 	if (!s)
 		return;
+	crash_mark_set(CRASH_BACKEND, s->b->name, "space_close");
 	s->b->desc.space_close(s->space);
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	free(s);
 }
 
@@ -320,6 +326,7 @@ struct backend *backend_of(const struct backend_space *s)
 int backend_channel_open(struct backend *b, void *buffers, uint64_t buffers_bytes,
 			 uint32_t queue_depth, struct backend_channel **out)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "channel_open");
 	struct ebb_channel_params p = {.size = sizeof(p),
 				       .buffers = buffers,
 				       .buffers_bytes = buffers_bytes,
@@ -346,7 +353,9 @@ void backend_channel_close(struct backend_channel *c)
 {
 	if (!c)
 		return;
+	crash_mark_set(CRASH_BACKEND, c->b->name, "channel_close");
 	c->b->desc.channel_close(c->channel);
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	free(c);
 }
 
@@ -380,6 +389,7 @@ static void check_completion(struct backend *b, struct ebb_io *io)
 
 int backend_submit(struct backend_channel *c, struct ebb_io **ios, uint32_t n)
 {
+	CRASH_MARK(CRASH_BACKEND, c->b->name, "submit");
 	struct backend *b = c->b;
 	int taken;
 
@@ -405,6 +415,7 @@ int backend_submit(struct backend_channel *c, struct ebb_io **ios, uint32_t n)
 
 int backend_poll(struct backend_channel *c, struct ebb_io **ios, uint32_t n)
 {
+	CRASH_MARK(CRASH_BACKEND, c->b->name, "poll");
 	struct backend *b = c->b;
 	int got, kept = 0;
 
@@ -437,6 +448,7 @@ int backend_event_fd(struct backend_channel *c)
 void backend_free(struct backend_channel *c, struct backend_space *s, const uint64_t *handles,
 		  uint32_t n)
 {
+	CRASH_MARK(CRASH_BACKEND, c->b->name, "free");
 	if (n)
 		c->b->desc.free(c->channel, s->space, handles, n);
 }
@@ -444,6 +456,7 @@ void backend_free(struct backend_channel *c, struct backend_space *s, const uint
 int64_t backend_retain(struct backend_channel *c, struct backend_space *s, const uint64_t *handles,
 		       uint64_t n)
 {
+	CRASH_MARK(CRASH_BACKEND, c->b->name, "retain");
 	return c->b->desc.retain ? c->b->desc.retain(c->channel, s->space, handles, n) : -ENOTSUP;
 }
 
@@ -451,6 +464,7 @@ int64_t backend_retain(struct backend_channel *c, struct backend_space *s, const
 
 void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage *out)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "usage");
 	memset(out, 0, sizeof(*out));
 	out->size = sizeof(*out);
 	b->desc.usage(b->instance, s ? s->space : NULL, out);
@@ -458,6 +472,7 @@ void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage 
 
 int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "stats");
 	int have, kept = 0;
 
 	if (!b->desc.stats)
@@ -476,11 +491,13 @@ int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n)
 
 bool backend_maintain(struct backend_space *s, uint32_t budget_us)
 {
+	CRASH_MARK(CRASH_BACKEND, s->b->name, "maintain");
 	return s->b->desc.maintain && s->b->desc.maintain(s->space, budget_us) > 0;
 }
 
 int backend_quiesce(struct backend *b)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "quiesce");
 	int r = b->desc.quiesce ? b->desc.quiesce(b->instance) : 0;
 
 	return r > 0 ? -EIO : r;
@@ -488,6 +505,7 @@ int backend_quiesce(struct backend *b)
 
 int backend_resume(struct backend *b)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "resume");
 	int r = b->desc.resume ? b->desc.resume(b->instance) : 0;
 
 	return r > 0 ? -EIO : r;
@@ -495,6 +513,7 @@ int backend_resume(struct backend *b)
 
 int backend_config(struct backend *b, const struct ebb_option *opt, struct error *e)
 {
+	CRASH_MARK(CRASH_BACKEND, b->name, "config");
 	char why[256] = "";
 	int r;
 

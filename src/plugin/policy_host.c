@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "plugin/crashes.h"
 #include "plugin/policy_private.h"
 
 /*
@@ -26,7 +27,8 @@
  * for so long, or went to sleep. From then on every hook answers as the
  * null policy does, which is always safe, and policy_failed() says why; the instance is kept until
  * the engine detaches it. Nothing here can protect from a hook that never returns or that writes
- * where it should not: a daemon that died under a policy comes back without it.
+ * where it should not: a daemon that crashed in a policy again and again comes back without it
+ * (crashes.c).
  *
  * Threads: serial hooks are called by one thread at a time, which is the caller's job.
  * policy_prefetch_fault() runs in fault threads, several at once, beside a serial hook of the same
@@ -107,9 +109,10 @@ static void note_time(struct policy_instance *i, enum policy_hook hook, uint64_t
 	put_aside(i, hooks[hook].name, what);
 }
 
-static uint64_t hook_begin(struct policy_instance *i)
+static uint64_t hook_begin(struct policy_instance *i, enum policy_hook hook)
 {
 	i->service_ns = 0;
+	crash_mark_set(CRASH_POLICY, i->policy->name, hooks[hook].name);
 	return clock_ns();
 }
 
@@ -117,6 +120,7 @@ static void hook_end(struct policy_instance *i, enum policy_hook hook, uint64_t 
 {
 	uint64_t ns = clock_ns() - begin_ns;
 
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	ns -= ns < i->service_ns ? ns : i->service_ns;
 	hist_record(&i->time, ns);
 	note_time(i, hook, ns);
@@ -133,9 +137,8 @@ static struct own_time own_time(void)
 	struct rusage u;
 
 	getrusage(RUSAGE_THREAD, &u);
-	return (struct own_time){.cpu_ns = clock_thread_cpu_ns(),
-				 .sleeps = u.ru_nvcsw,
-				 .preemptions = u.ru_nivcsw};
+	return (struct own_time){
+		.cpu_ns = clock_thread_cpu_ns(), .sleeps = u.ru_nvcsw, .preemptions = u.ru_nivcsw};
 }
 
 /* Two system calls: only for an instance that is under suspicion. */
@@ -197,7 +200,7 @@ static void ask_wants(struct policy_instance *i)
 	uint64_t begin;
 
 	if (d->wants) {
-		begin = hook_begin(i);
+		begin = hook_begin(i, HOOK_WANTS);
 		wants = d->wants(i->data);
 		hook_end(i, HOOK_WANTS, begin);
 	}
@@ -238,7 +241,7 @@ static int config_one(struct policy_instance *i, const struct ebb_policy_option 
 				 "policy %s: an option needs a name and a value", p->name);
 	if (!p->desc.config)
 		return unknown_option(p, opt->name, e);
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_CONFIG);
 	r = p->desc.config(i->data, opt, err, sizeof(err));
 	hook_end(i, HOOK_CONFIG, begin);
 	err[sizeof(err) - 1] = '\0';
@@ -255,7 +258,7 @@ static int start(struct policy_instance *i, const struct ebb_policy_vm *vm, stru
 {
 	const struct policy *p = i->policy;
 	char err[256] = "";
-	uint64_t begin = hook_begin(i);
+	uint64_t begin = hook_begin(i, HOOK_ATTACH);
 	int r = p->desc.attach(&i->services, vm, i->role, &i->data, err, sizeof(err));
 
 	hook_end(i, HOOK_ATTACH, begin);
@@ -308,7 +311,9 @@ void policy_detach(struct policy_instance *i)
 {
 	if (!i)
 		return;
+	crash_mark_set(CRASH_POLICY, i->policy->name, "detach");
 	i->policy->desc.detach(i->data);
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	free(i);
 }
 
@@ -339,7 +344,7 @@ void policy_on_resize(struct policy_instance *i, uint64_t units)
 
 	/* The plugin may name new units at once, but must not be asked about them before. */
 	if (working(i) && d->on_resize) {
-		begin = hook_begin(i);
+		begin = hook_begin(i, HOOK_RESIZE);
 		r = d->on_resize(i->data, units);
 		hook_end(i, HOOK_RESIZE, begin);
 		if (r)
@@ -363,7 +368,9 @@ uint32_t policy_prefetch_fault(struct policy_instance *i, const struct ebb_fault
 		before = own_time();
 	begin = clock_ns();
 	policy_on_fault_path = true;
+	crash_mark_set(CRASH_POLICY, i->policy->name, "on_fault");
 	n = i->policy->desc.on_fault(i->data, f, out, max);
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	policy_on_fault_path = false;
 	ns = clock_ns() - begin;
 	hist_record(&i->time, ns);
@@ -379,7 +386,7 @@ void policy_reclaim_fault(struct policy_instance *i, const struct ebb_fault *f)
 
 	if (!policy_wants_faults(i))
 		return;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_RECLAIM_FAULT);
 	i->policy->desc.on_fault(i->data, f, NULL, 0);
 	hook_end(i, HOOK_RECLAIM_FAULT, begin);
 }
@@ -410,7 +417,7 @@ void policy_on_limit(struct policy_instance *i, uint64_t old_bytes, uint64_t new
 
 	if (!working(i) || !i->policy->desc.on_limit)
 		return;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_LIMIT);
 	i->policy->desc.on_limit(i->data, &limit);
 	hook_end(i, HOOK_LIMIT, begin);
 }
@@ -421,7 +428,7 @@ void policy_on_access(struct policy_instance *i, const struct ebb_access_window 
 
 	if (!policy_wants_windows(i))
 		return;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_ACCESS);
 	i->policy->desc.on_access(i->data, w);
 	hook_end(i, HOOK_ACCESS, begin);
 }
@@ -434,7 +441,7 @@ uint32_t policy_pick_victims(struct policy_instance *i, uint64_t want, bool urge
 
 	if (!working(i) || !i->policy->desc.pick_victims || !want || !max)
 		return 0;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_PICK);
 	n = i->policy->desc.pick_victims(i->data, want, urgent, out, max);
 	hook_end(i, HOOK_PICK, begin);
 	/* "About want": a whole extent may be named for a part of it, all of the VM may not. */
@@ -448,7 +455,7 @@ void policy_on_outcome(struct policy_instance *i, uint32_t outcome, const uint64
 
 	if (!working(i) || !i->policy->desc.on_outcome || !n)
 		return;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_OUTCOME);
 	i->policy->desc.on_outcome(i->data, outcome, units, n);
 	hook_end(i, HOOK_OUTCOME, begin);
 }
@@ -460,7 +467,7 @@ uint64_t policy_tick(struct policy_instance *i, uint64_t now_ns)
 
 	if (!working(i) || !i->policy->desc.tick)
 		return 0;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_TICK);
 	n = i->policy->desc.tick(i->data, now_ns);
 	hook_end(i, HOOK_TICK, begin);
 	return n < units ? n : units;
@@ -482,7 +489,7 @@ uint32_t policy_stats(struct policy_instance *i, struct ebb_policy_stat *out, ui
 	if (n)
 		memset(out, 0, n * sizeof(*out));
 	if (working(i) && i->policy->desc.stats) {
-		begin = hook_begin(i);
+		begin = hook_begin(i, HOOK_STATS);
 		theirs = i->policy->desc.stats(i->data, out, n);
 		hook_end(i, HOOK_STATS, begin);
 	}
@@ -509,7 +516,7 @@ int64_t policy_save(struct policy_instance *i, void *buf, uint64_t max)
 
 	if (!working(i) || !i->policy->desc.save)
 		return 0;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_SAVE);
 	n = i->policy->desc.save(i->data, buf, max);
 	hook_end(i, HOOK_SAVE, begin);
 	return n > 0 && (uint64_t)n > max ? -EOVERFLOW : n;
@@ -524,7 +531,7 @@ int policy_restore(struct policy_instance *i, const void *buf, uint64_t bytes, u
 		return -ENOTSUP;
 	if (version != i->policy->desc.state_version)
 		return -EPROTO;
-	begin = hook_begin(i);
+	begin = hook_begin(i, HOOK_RESTORE);
 	r = i->policy->desc.restore(i->data, buf, bytes);
 	hook_end(i, HOOK_RESTORE, begin);
 	return r > 0 ? -EINVAL : r;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/crashes.h"
 #include "plugin/policy_host.h"
 #include "plugin/policy_private.h"
 
@@ -69,6 +70,7 @@ static int read_descriptor(struct policy *p, const struct ebb_policy *(*entry)(v
 
 static int run_load(struct policy *p, struct error *e)
 {
+	CRASH_MARK(CRASH_POLICY, p->name, "load");
 	char err[256] = "";
 	int r = p->desc.load ? p->desc.load(err, sizeof(err)) : 0;
 
@@ -118,8 +120,10 @@ void policy_unload(struct policy *p)
 {
 	if (!p)
 		return;
+	crash_mark_set(CRASH_POLICY, p->name, "unload");
 	if (p->desc.unload)
 		p->desc.unload();
+	crash_mark_set(CRASH_NONE, NULL, NULL);
 	dlclose(p->handle);
 	free(p);
 }

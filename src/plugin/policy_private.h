@@ -55,8 +55,8 @@ struct policy_instance {
 };
 
 /*
- * True while the calling thread is inside on_fault of the prefetch role. The one thread-local of
- * the daemon: which services may be called is a property of the thread, and the plugin passes us
+ * True while the calling thread is inside on_fault of the prefetch role. Thread-local, as the crash
+ * mark is: which services may be called is a property of the thread, and the plugin passes us
  * nothing that tells the fault threads from the serial one.
  */
 extern _Thread_local bool policy_on_fault_path;

@@ -4,6 +4,8 @@
 import json
 import mmap
 import os
+import signal
+import struct
 import subprocess
 import sys
 
@@ -134,6 +136,76 @@ def test_plugins(binary):
             ask(d, "backend-remove", "strong")
             assert [b["name"] for b in ask(d, "query-backends")] == ["compressed"]
             assert g.wrong_pages() == 0
+
+
+def crashing_start(d):
+    """Starts a daemon that crashes, maybe before it is ready."""
+    try:
+        d.start()
+    except AssertionError:
+        pass
+    status = d.wait()
+    assert status < 0 or d.child.returncode not in (0, None), status
+
+
+def test_crash_loop_ends(binary):
+    """Two daemons in a row crash in a policy: the next one does without it, and says so."""
+    config = "[vm *]\nprefetch-policy = null\n"
+    with Daemon(binary, config, ["--plugin-dir", os.path.join(BUILD, "tests")]) as d:
+        with attached(d) as g:
+            evicted(d, 16 * MIB)
+            r = ctl(d, "policy-set", "guest1", "role=reclaim", "policy=crash", "in=tick")
+            assert r.returncode == 0, r
+            d.wait()
+            crashing_start(d)
+            d.start()
+            wait_for(lambda: "guest1" in [v["name"] for v in ask(d, "query-vms")], "back")
+            wait_for(lambda: "crash" in vm(d)["policy-failure"], "what failed")
+            v = vm(d)
+            assert v["reclaim-policy"] == "null" and "tick" in v["policy-failure"], v
+            assert "POLICY_FAILED" in d.read_log_since(), d.read_log()
+            assert g.wrong_pages() == 0
+            # Not by itself, but on the operator's word.
+            r = ctl(d, "policy-load", "crash")
+            assert r.returncode == 0, r
+            ask(d, "policy-set", "guest1", "role=reclaim", "policy=clock")
+            v = vm(d)
+            assert v["reclaim-policy"] == "clock" and v["policy-failure"] == "", v
+
+
+def pretend_crashes(d, kind, name, count):
+    """The record of daemons that crashed in a plugin, as src/plugin/crashes.c has it."""
+    row = struct.pack("=II32s32s", kind, count, name.encode(), b"submit")
+    head = struct.pack("=QQQi", 0x3130485352434245, 0, 0, 0) + bytes(72 + 72)
+    with open(d.path("crashes"), "r+b") as f:
+        f.write(head + row)
+
+
+def test_backend_that_crashes(binary):
+    """It is read from and nothing more is stored in it; later it is not opened, and faults wait."""
+    with Daemon(binary) as d, attached(d) as g:
+        evicted(d, 32 * MIB)
+        d.end(signal.SIGKILL)
+        pretend_crashes(d, 2, "compressed", 4)
+        d.start()
+        wait_for(lambda: "does not take guest1 over" in d.read_log() or
+                 "is not there" in d.read_log_since(), "refused")
+        assert ask(d, "query-vms") == [] and ask(d, "query-backends") == []
+        d.end(signal.SIGKILL)
+        pretend_crashes(d, 2, "compressed", 2)
+        d.start()
+        wait_for(lambda: "guest1" in [v["name"] for v in ask(d, "query-vms")], "back")
+        assert [b["state"] for b in ask(d, "query-backends")] == ["aside"]
+        assert "BACKEND_FAILED" in d.read_log_since(), d.read_log()
+        assert g.wrong_pages() == 0
+        ctl(d, "vm-reclaim", "guest1", "bytes=33554432")
+        assert vm(d)["evicted-bytes"] == 0, vm(d)
+        d.end()
+        d.start()
+        wait_for(lambda: "guest1" in [v["name"] for v in ask(d, "query-vms")], "back")
+        assert [b["state"] for b in ask(d, "query-backends")] == ["ready"]
+        evicted(d, 32 * MIB)
+        assert g.wrong_pages() == 0
 
 
 def test_quit_drain(binary):
