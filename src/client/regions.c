@@ -13,6 +13,7 @@
 #include "client/real.h"
 
 #define UNMAP_WAIT_MS 5000
+#define MAP_WAIT_MS   10000
 
 /* ---- the table of regions; all with the lock held ---- */
 
@@ -88,6 +89,32 @@ int client_require(struct client *c)
 	return fd < 0 ? fd : 0;
 }
 
+/*
+ * A back end that is attached was given a descriptor without anything being brought back for it, as
+ * the daemon serves its faults: in a mapping only when it is registered. So it gets the mapping
+ * when the daemon has answered. (Not attached, it was waited for; without a daemon, this is not.)
+ */
+static void wait_registered(struct client *c, uint64_t addr)
+{
+	uint64_t until = clock_ns() + MAP_WAIT_MS * NS_PER_MS;
+	bool waits = true;
+
+	helper_wake(c);
+	pthread_mutex_lock(&c->lock);
+	while (waits && c->link == LINK_ATTACHED) {
+		waits = false;
+		for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
+			waits |= c->regions[i].addr == addr &&
+				 (c->regions[i].state == REGION_NEW ||
+				  c->regions[i].state == REGION_OFFERED);
+		if (waits && client_wait(c, until) == -ETIMEDOUT) {
+			say("the daemon does not answer: what is evicted is missing in a mapping");
+			break;
+		}
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
 void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int flags, int fd,
 		   off_t offset)
 {
@@ -121,6 +148,8 @@ void client_mapped(struct client *c, void *addr, size_t bytes, int prot, int fla
 	if (again)
 		client_scan(c);
 	helper_start(c);
+	if (c->secondary && !helper_is_self(c))
+		wait_registered(c, m.addr);
 }
 
 struct found {

@@ -203,6 +203,24 @@ class DaemonTest(unittest.TestCase):
         os.chmod(self.path, 0o666)
         return True
 
+    def test_11_back_end_maps_again(self):
+        """A mapping that an attached back end makes is registered before it can be read."""
+        path = os.path.join("/dev/shm", os.path.basename(self.dir.name))
+        try:
+            g = self.guest()
+            g("map", path, SIZE)
+            self.wait_vm("guest1")
+            g("fill", 0, 7)
+            back_end = self.guest(EBB_SECONDARY="1")
+            back_end("map", path, SIZE)
+            self.wait_vm("guest1", attachments=2)
+            for again in range(1, 4):
+                self.evict(SIZE // 2)
+                back_end("map", path, SIZE)
+                self.assertEqual(back_end("check", again, 7), g("check", 0, 7))
+        finally:
+            os.unlink(path)
+
     def test_20_qemu(self):
         if not shutil.which(test_qemu.QEMU):
             self.skipTest("no QEMU; scripts/check runs it in the lab VM")
