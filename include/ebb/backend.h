@@ -166,7 +166,16 @@ struct ebb_space_params {
 	uint32_t unit_bytes; /* the smallest unit that will be stored */
 	uint32_t reserved;
 	void *space_ctx; /* second argument of mem_open() and mem_trim() */
-	uint8_t key[32]; /* this VM's secret for encryption and checksums */
+	/*
+	 * This space's secret, for encryption and checksums: random, of no other space, and the
+	 * same again when the space's memory is found again.
+	 */
+	uint8_t key[32];
+	/* Since ABI 1.2: the process that keeps this space's memory, and when it began (field 22 of
+	 * /proc/PID/stat). Once it is gone nobody can come back for the content. 0: not known. */
+	uint64_t keeper_start;
+	uint32_t keeper_pid;
+	uint32_t reserved2;
 };
 
 /* All I/O buffers that a worker will use, for backends that register them. */
@@ -237,8 +246,8 @@ struct ebb_backend {
 	 * After the space's memory was found again: frees every object whose handle is not among
 	 * the n given ones (ascending): stores that nobody had noted yet, frees that never came.
 	 * Comes before any store to the space; loads and frees may be under way, as pages that
-	 * the VM waits for are brought back before it. Returns how many were freed or -errno. May be NULL.
-	 * Since ABI 1.1.
+	 * the VM waits for are brought back before it. Returns how many were freed or -errno. May
+	 * be NULL. Since ABI 1.1.
 	 */
 	int64_t (*retain)(void *channel, void *space, const uint64_t *handles, uint64_t n);
 
@@ -254,6 +263,14 @@ struct ebb_backend {
 	 */
 	int (*quiesce)(void *instance);
 	int (*resume)(void *instance);
+
+	/*
+	 * Whether the object of this handle and owner holds exactly these bytes, told without I/O:
+	 * 1 or 0; -ENOTSUP. A wrong 1 loses content, so it must be as good as impossible: a
+	 * cryptographic tag, or a keyed checksum of 128 bits. May be NULL. Since ABI 1.2.
+	 */
+	int (*matches)(void *channel, void *space, uint64_t handle, uint64_t owner, const void *buf,
+		       uint32_t len);
 };
 
 /* The one symbol that a backend exports. */

@@ -1026,6 +1026,7 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 	probes_apply(vm);
 	vm->has_pagemap = att->pagemap_fd >= 0;
 	vm->keep = req->ops && req->ops->keep;
+	vm->keeper_pid = att->pid;
 	if (req->resume && takeover_possible(req))
 		r = takeover_begin(vm, att, req, t, e);
 	else

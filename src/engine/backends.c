@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "engine/internal.h"
 #include "sys/memfd.h"
+#include "sys/procinfo.h"
 
 /* A backend that had no room is not asked again for so long. */
 #define FULL_PAUSE_NS (200 * NS_PER_MS)
@@ -109,6 +110,16 @@ void backends_unuse(struct engine *eng, unsigned int tier)
 	atomic_fetch_sub(&eng->slots[tier].users, 1);
 }
 
+/* A key that is not there yet (all zeroes) is drawn. */
+static int space_key(uint8_t key[SPACE_KEY_BYTES])
+{
+	static const uint8_t none[SPACE_KEY_BYTES];
+
+	if (memcmp(key, none, SPACE_KEY_BYTES) != 0)
+		return 0;
+	return getrandom(key, SPACE_KEY_BYTES, 0) == SPACE_KEY_BYTES ? 0 : -EIO;
+}
+
 static int open_space(struct backend *be, struct vm *vm, unsigned int tier)
 {
 	struct ebb_space_params params = {.size = sizeof(params), .vm_name = vm->name};
@@ -128,13 +139,17 @@ static int open_space(struct backend *be, struct vm *vm, unsigned int tier)
 		params.ram_bytes += b ? b->bytes : 0;
 	}
 	params.space_ctx = sc;
-	if (getrandom(params.key, sizeof(params.key), 0) != (ssize_t)sizeof(params.key)) {
+	if (space_key(vm->space_key[tier])) {
 		free(sc);
 		return -EIO;
 	}
+	memcpy(params.key, vm->space_key[tier], sizeof(params.key));
+	if (procinfo_start(vm->keeper_pid, &params.keeper_start) == 0)
+		params.keeper_pid = (uint32_t)vm->keeper_pid;
 	r = backend_space_open(be, &params, &space);
 	explicit_bzero(params.key, sizeof(params.key));
 	if (r) {
+		explicit_bzero(vm->space_key[tier], SPACE_KEY_BYTES);
 		free(sc);
 		return r;
 	}
@@ -176,6 +191,8 @@ static void close_space(struct vm *vm, unsigned int tier, struct backend_space *
 	free(vm->space_ctx[tier]);
 	vm->space_ctx[tier] = NULL;
 	vm->space_ram_bytes[tier] = 0;
+	explicit_bzero(vm->space_key[tier],
+		       SPACE_KEY_BYTES); /* never again: see ebb_space_params */
 	len = (size_t)snprintf(prefix, sizeof(prefix), "space:%s:", vm->eng->slots[tier].name);
 	for (unsigned int i = vm->n_stores; i-- > 0;)
 		if (strncmp(vm->stores[i].name, prefix, len) == 0)

@@ -26,7 +26,8 @@
  *   4 own      PROTECTED -> STORING: from here on the evictor decides, faults set PE_WANTED
  *   5 read     pread, a run at a time. One repeated pattern needs no store; a copy that the
  *              backend still holds is compared with, which needs none either
- *   6 store    the rest goes to the first tier that has room, the whole batch at once
+ *   6 store    the rest goes to the first tier that has room, the whole batch at once. While an
+ *              asynchronous tier works on it, steps 1 to 6 of the next batch are done
  *   7 commit   STORING -> PUNCHING with tier and handle, if no fault came meanwhile; else cancel
  *   8 punch    the pages go, a run at a time
  *   9 done     PUNCHING -> EVICTED; wake who asked meanwhile, they fault again and load
@@ -45,15 +46,40 @@ struct item {
 	bool unused;	 /* was prefetched, and nobody has touched it since */
 };
 
+struct batch {
+	struct block *block;
+	unsigned int n;
+	char *buffers; /* UNIT_MAX_BYTES */
+	struct item items[EVICT_BATCH_MAX];
+	struct ebb_io ios[EVICT_BATCH_MAX];
+	/* What is to be stored: todo of io_list, in the first of the tiers that takes it. */
+	struct ebb_io *io_list[EVICT_BATCH_MAX];
+	unsigned int todo, tiers[ENGINE_BACKENDS_MAX], n_tiers, next_tier;
+	unsigned int tier;    /* that they were sent to; 0: none */
+	unsigned int pending; /* sent, and not complete */
+};
+
 struct evict_context {
 	struct engine *eng;
 	struct loader loader;
-	struct item items[EVICT_BATCH_MAX];
-	struct ebb_io ios[EVICT_BATCH_MAX];
-	struct ebb_io *io_list[EVICT_BATCH_MAX];
+	struct batch batches[EVICT_DEPTH];
+	struct batch *at; /* the one that is worked on */
 	uint64_t index[FOLIO_PROBE_MAX];
 	uint8_t verdict[FOLIO_PROBE_MAX];
 };
+
+/* The most that one evictor has in flight: all its batches' stores, and a load. */
+#define EVICT_QUEUE (EVICT_DEPTH * EVICT_BATCH_MAX + 1)
+
+/* An I/O of one of our batches has completed. */
+static void completed(void *ctx, struct ebb_io *io)
+{
+	struct evict_context *c = ctx;
+
+	for (unsigned int i = 0; i < EVICT_DEPTH; i++)
+		if (io >= c->batches[i].ios && io < c->batches[i].ios + EVICT_BATCH_MAX)
+			c->batches[i].pending--;
+}
 
 int evict_context_new(struct engine *eng, struct evict_context **out)
 {
@@ -63,11 +89,16 @@ int evict_context_new(struct engine *eng, struct evict_context **out)
 	if (!c)
 		return -ENOMEM;
 	c->eng = eng;
-	r = loader_open(eng, &c->loader, EVICT_BATCH_MAX, 0);
+	r = loader_open(eng, &c->loader, EVICT_QUEUE, (EVICT_DEPTH - 1) * UNIT_MAX_BYTES);
 	if (r) {
 		free(c);
 		return r;
 	}
+	c->loader.completed = completed;
+	c->loader.completed_ctx = c;
+	c->batches[0].buffers = c->loader.buffers;
+	for (unsigned int i = 1; i < EVICT_DEPTH; i++)
+		c->batches[i].buffers = (char *)loader_more(&c->loader) + (i - 1) * UNIT_MAX_BYTES;
 	*out = c;
 	return 0;
 }
@@ -83,7 +114,7 @@ void evict_context_free(struct evict_context *c)
 void evict_context_refresh(struct evict_context *c)
 {
 	loader_flush_frees(&c->loader);
-	loader_refresh(&c->loader, EVICT_BATCH_MAX);
+	loader_refresh(&c->loader, EVICT_QUEUE);
 }
 
 struct loader *evict_context_loader(struct evict_context *c)
@@ -134,7 +165,8 @@ static unsigned int claim(struct evict_context *c, struct block *b, const uint64
 		if (page_entry_state(e) != PE_RESIDENT ||
 		    !page_table_cas(&b->table, units[i], &e, page_entry_in(e, PE_PROTECTED)))
 			continue;
-		c->items[claimed++] = (struct item){.unit = units[i], .entry = e, .step = CLAIMED};
+		c->at->items[claimed++] =
+			(struct item){.unit = units[i], .entry = e, .step = CLAIMED};
 	}
 	return claimed;
 }
@@ -145,8 +177,8 @@ static unsigned int run_length(const struct evict_context *c, unsigned int i, un
 {
 	unsigned int len = 1;
 
-	while (i + len < n && (int)c->items[i + len].step == step &&
-	       c->items[i + len].unit == c->items[i].unit + len)
+	while (i + len < n && (int)c->at->items[i + len].step == step &&
+	       c->at->items[i + len].unit == c->at->items[i].unit + len)
 		len++;
 	return len;
 }
@@ -172,9 +204,9 @@ static void protect(struct evict_context *c, struct block *b, unsigned int n)
 	for (unsigned int i = 0; i < n;) {
 		unsigned int len = run_length(c, i, n, CLAIMED);
 
-		if (unit_protect_run(b, c->items[i].unit, len))
+		if (unit_protect_run(b, c->at->items[i].unit, len))
 			for (unsigned int k = i; k < i + len; k++)
-				unclaim(b, &c->items[k], EBB_OUTCOME_FAILED);
+				unclaim(b, &c->at->items[k], EBB_OUTCOME_FAILED);
 		i += len;
 	}
 }
@@ -190,11 +222,11 @@ static bool guard_by_probe(struct evict_context *c, struct block *b, unsigned in
 
 	for (unsigned int i = 0; i < n; i++)
 		for (unsigned int k = 0; k < pages; k++)
-			c->index[probes++] = block_file_offset(b, c->items[i].unit) / 4096 + k;
+			c->index[probes++] = block_file_offset(b, c->at->items[i].unit) / 4096 + k;
 	if (folio_probe_check(atomic_load(&c->eng->probe), b->memfd, c->index, probes, c->verdict))
 		return false;
 	for (unsigned int i = 0; i < probes; i++) {
-		struct item *it = &c->items[i / pages];
+		struct item *it = &c->at->items[i / pages];
 
 		if (it->step == CLAIMED &&
 		    (c->verdict[i] == FOLIO_BUSY || c->verdict[i] == FOLIO_UNKNOWN))
@@ -216,7 +248,7 @@ static void guard_by_quarantine(struct evict_context *c, const struct vm *vm)
 static void own(struct evict_context *c, struct block *b, unsigned int n)
 {
 	for (unsigned int i = 0; i < n; i++) {
-		struct item *it = &c->items[i];
+		struct item *it = &c->at->items[i];
 		uint64_t e = page_entry_in(it->entry, PE_PROTECTED);
 
 		if (it->step != CLAIMED)
@@ -246,7 +278,15 @@ static bool copy_is_good(struct evict_context *c, struct block *b, const struct 
 {
 	void *copy = (char *)c->loader.buffers + UNIT_MAX_BYTES;
 	uint64_t bytes = block_unit_bytes(b);
+	unsigned int tier = page_entry_tier(it->entry);
+	struct backend_channel *ch = loader_channel(&c->loader, tier);
+	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
+	int told = ch && space ? backend_matches(ch, space, page_entry_handle(it->entry),
+						 unit_owner(b, it->unit), content, (uint32_t)bytes)
+			       : -ENOTSUP;
 
+	if (told != -ENOTSUP)
+		return told == 1;
 	return loader_read(&c->loader, b, it->unit, it->entry, copy, EBB_IO_BACKGROUND) == 0 &&
 	       memcmp(copy, content, bytes) == 0;
 }
@@ -255,11 +295,11 @@ static bool copy_is_good(struct evict_context *c, struct block *b, const struct 
 static void read_run(struct evict_context *c, struct block *b, unsigned int i, unsigned int len)
 {
 	uint64_t bytes = block_unit_bytes(b);
-	char *buf = (char *)c->loader.buffers + i * bytes;
-	int r = memfd_read(b->memfd, buf, len * bytes, block_file_offset(b, c->items[i].unit));
+	char *buf = c->at->buffers + i * bytes;
+	int r = memfd_read(b->memfd, buf, len * bytes, block_file_offset(b, c->at->items[i].unit));
 
 	for (unsigned int k = i; k < i + len; k++, buf += bytes) {
-		struct item *it = &c->items[k];
+		struct item *it = &c->at->items[k];
 		uint32_t pattern;
 
 		if (r) {
@@ -278,113 +318,153 @@ static void read_run(struct evict_context *c, struct block *b, unsigned int i, u
 	}
 }
 
-/* Waits for the first n I/Os of the list, which were submitted to an asynchronous channel. */
-static void wait_all(struct backend_channel *ch, unsigned int n)
+/* Takes what has completed on a channel; waits up to ms for the first. */
+static void take_completions(struct evict_context *c, struct backend_channel *ch, int ms)
 {
 	struct pollfd pfd = {.fd = backend_event_fd(ch), .events = POLLIN};
-	struct ebb_io *done[EVICT_BATCH_MAX];
+	struct ebb_io *done[64];
+	int n = backend_poll(ch, done, 64);
 
-	while (n) {
-		int got = backend_poll(ch, done, EVICT_BATCH_MAX);
-
-		if (got < 0)
-			got = 0;
-		n -= (unsigned int)got > n ? n : (unsigned int)got;
-		if (!got)
-			poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? 100 : 1);
+	if (!n) {
+		poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? ms : 1);
+		n = backend_poll(ch, done, 64);
 	}
+	for (int i = 0; i < n; i++)
+		completed(c, done[i]);
 }
 
-/* Stores the listed items in one tier; those that failed stay in the list. Returns how many. */
-static unsigned int store_in(struct evict_context *c, struct block *b, unsigned int tier,
-			     unsigned int n)
+/* Sends the listed items to one tier. False when the VM has no way to it. */
+static bool send(struct evict_context *c, unsigned int tier)
 {
-	struct vm *vm = b->vm;
+	struct batch *at = c->at;
+	struct block *b = at->block;
 	struct backend_channel *ch = loader_channel(&c->loader, tier);
-	struct backend_space *space = atomic_load(&vm->spaces[tier]);
-	unsigned int sent = 0, left = 0;
+	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
+	unsigned int sent = 0;
 	bool sync;
 
 	if (!ch || !space)
-		return n;
+		return false;
 	sync = backend_caps(backend_of(space)) & EBB_BACKEND_SYNC;
-	for (unsigned int k = 0; k < n; k++) {
-		struct item *it = &c->items[c->io_list[k]->user];
+	for (unsigned int k = 0; k < at->todo; k++) {
+		struct ebb_io *io = at->io_list[k];
+		bool plain = at->items[io->user].entry & PE_PLAIN;
 
-		backend_io_prepare(
-			c->io_list[k], EBB_IO_STORE,
-			EBB_IO_BACKGROUND | (it->entry & PE_PLAIN ? EBB_IO_NOCOMPRESS : 0), space,
-			0, c->io_list[k]->buf, (uint32_t)block_unit_bytes(b), c->io_list[k]->user);
-		c->io_list[k]->owner = unit_owner(b, it->unit);
+		backend_io_prepare(io, EBB_IO_STORE,
+				   EBB_IO_BACKGROUND | (plain ? EBB_IO_NOCOMPRESS : 0), space, 0,
+				   io->buf, (uint32_t)block_unit_bytes(b), io->user);
+		io->owner = unit_owner(b, at->items[io->user].unit);
 	}
-	while (sent < n) {
-		int got = backend_submit(ch, c->io_list + sent, n - sent);
+	at->tier = tier;
+	while (sent < at->todo) {
+		int got = backend_submit(ch, at->io_list + sent, at->todo - sent);
 
-		if (got > 0)
-			sent += (unsigned int)got;
-		else
-			poll(NULL, 0, 1);
-		/* A channel that is full is emptied first. */
+		sent += got > 0 ? (unsigned int)got : 0;
 		if (!sync && got > 0)
-			wait_all(ch, (unsigned int)got);
+			at->pending += (unsigned int)got;
+		/* A channel that is full is emptied first. */
+		if (sent < at->todo && !sync)
+			take_completions(c, ch, 1);
+		else if (got <= 0)
+			poll(NULL, 0, 1);
 	}
-	for (unsigned int k = 0; k < n; k++) {
-		struct ebb_io *io = c->io_list[k];
-		struct item *it = &c->items[io->user];
+	return true;
+}
+
+/* Waits for what was sent. Those that failed stay in the list, for the next tier. */
+static void settle(struct evict_context *c)
+{
+	struct batch *at = c->at;
+	struct vm *vm = at->block->vm;
+	struct backend_space *space = atomic_load(&vm->spaces[at->tier]);
+	bool in_ram = space && (backend_caps(backend_of(space)) & EBB_BACKEND_IN_RAM);
+	unsigned int left = 0;
+
+	while (at->pending)
+		take_completions(c, loader_channel(&c->loader, at->tier), 100);
+	for (unsigned int k = 0; k < at->todo; k++) {
+		struct ebb_io *io = at->io_list[k];
+		struct item *it = &at->items[io->user];
 
 		if (io->result) {
 			if (io->result == -ENOSPC)
-				backends_note_full(c->eng, tier, vm->name);
+				backends_note_full(c->eng, at->tier, vm->name);
 			else
-				atomic_fetch_add(&c->eng->slots[tier].failures, 1);
-			c->io_list[left++] = io;
+				atomic_fetch_add(&c->eng->slots[at->tier].failures, 1);
+			at->io_list[left++] = io;
 			continue;
 		}
-		it->to = page_entry_with_copy(0, tier, io->handle);
-		if (io->stored_bytes >= io->len)
+		it->to = page_entry_with_copy(0, at->tier, io->handle);
+		/* What keeps all as it is says nothing about how it would compress. */
+		if (in_ram ? io->stored_bytes >= io->len : it->entry & PE_PLAIN)
 			it->to |= PE_PLAIN;
 		it->fresh = true;
 		it->outcome = EBB_OUTCOME_EVICTED;
 		it->step = STORED;
 	}
-	return left;
+	at->todo = left;
+	at->tier = 0;
 }
 
-/* 6 */
+/* Sends what is left to the next tier that may have room; false when there is none. */
+static bool send_on(struct evict_context *c)
+{
+	struct batch *at = c->at;
+	uint64_t now = clock_ns();
+
+	while (at->todo && at->next_tier < at->n_tiers) {
+		unsigned int tier = at->tiers[at->next_tier++];
+		struct backend_slot *slot = &c->eng->slots[tier];
+
+		if (!atomic_load(&slot->draining) && now >= atomic_load(&slot->full_until_ns) &&
+		    send(c, tier))
+			return true;
+	}
+	return false;
+}
+
+/* 6: sends what has to be stored to the first tier. */
 static void store(struct evict_context *c, struct block *b, unsigned int n)
 {
+	struct batch *at = c->at;
 	struct vm *vm = b->vm;
-	uint64_t bytes = block_unit_bytes(b), now = clock_ns();
-	unsigned int todo = 0, tiers[ENGINE_BACKENDS_MAX], n_tiers;
+	uint64_t bytes = block_unit_bytes(b);
 
+	at->todo = at->next_tier = at->tier = at->n_tiers = 0;
 	for (unsigned int i = 0; i < n; i++) {
-		if (c->items[i].step != OWNED)
+		if (at->items[i].step != OWNED)
 			continue;
-		c->ios[i].buf = (char *)c->loader.buffers + i * bytes;
-		c->ios[i].user = i;
-		c->io_list[todo++] = &c->ios[i];
+		at->ios[i].buf = at->buffers + i * bytes;
+		at->ios[i].user = i;
+		at->io_list[at->todo++] = &at->ios[i];
 	}
-	if (!todo)
+	if (!at->todo)
 		return;
 	pthread_mutex_lock(&vm->lock);
-	n_tiers = vm->n_tiers;
-	memcpy(tiers, vm->tiers, sizeof(tiers));
+	at->n_tiers = vm->n_tiers;
+	memcpy(at->tiers, vm->tiers, sizeof(at->tiers));
 	pthread_mutex_unlock(&vm->lock);
-	for (unsigned int t = 0; t < n_tiers && todo; t++) {
-		struct backend_slot *slot = &c->eng->slots[tiers[t]];
+	send_on(c);
+}
 
-		if (!atomic_load(&slot->draining) && now >= atomic_load(&slot->full_until_ns))
-			todo = store_in(c, b, tiers[t], todo);
-	}
-	for (unsigned int k = 0; k < todo; k++)
-		back_out(c, b, &c->items[c->io_list[k]->user], EBB_OUTCOME_FAILED);
+/* 6, to its end: what one tier did not take goes to the next, and what none took stays. */
+static void stored(struct evict_context *c, struct block *b)
+{
+	struct batch *at = c->at;
+
+	if (at->tier)
+		settle(c);
+	while (send_on(c))
+		settle(c);
+	for (unsigned int k = 0; k < at->todo; k++)
+		back_out(c, b, &at->items[at->io_list[k]->user], EBB_OUTCOME_FAILED);
 }
 
 /* 7 */
 static void commit(struct evict_context *c, struct block *b, unsigned int n)
 {
 	for (unsigned int i = 0; i < n; i++) {
-		struct item *it = &c->items[i];
+		struct item *it = &c->at->items[i];
 		uint64_t e = page_entry_in(it->entry, PE_STORING);
 
 		if (it->step != STORED)
@@ -406,17 +486,18 @@ static void punch(struct evict_context *c, struct block *b, unsigned int n)
 		unsigned int len = run_length(c, i, n, STORED);
 		bool bad;
 
-		if (c->items[i].step != STORED) {
+		if (c->at->items[i].step != STORED) {
 			i++;
 			continue;
 		}
-		bad = memfd_punch(b->memfd, block_file_offset(b, c->items[i].unit), len * bytes);
+		bad = memfd_punch(b->memfd, block_file_offset(b, c->at->items[i].unit),
+				  len * bytes);
 		for (unsigned int k = i; k < i + len; k++) {
 			/* Where folios may be larger than a unit, a pinned one survives a punch of
 			 * its part, zeroed: then its content comes from the copy, by a minor
 			 * fault, so the unit is as good as evicted. */
 			if (bad)
-				back_out(c, b, &c->items[k], EBB_OUTCOME_FAILED);
+				back_out(c, b, &c->at->items[k], EBB_OUTCOME_FAILED);
 		}
 		i += len;
 	}
@@ -450,7 +531,7 @@ static uint64_t finish(struct evict_context *c, struct block *b, unsigned int n)
 	uint64_t freed = 0;
 
 	for (unsigned int i = 0; i < n; i++) {
-		struct item *it = &c->items[i];
+		struct item *it = &c->at->items[i];
 		unsigned int tier = page_entry_tier(it->to);
 
 		if (it->step != STORED)
@@ -498,10 +579,10 @@ static void look_at_prefetched(struct evict_context *c, struct block *b, unsigne
 	for (unsigned int i = 0; m && i < n; i++) {
 		uint64_t bit = 0, addr;
 
-		if (!(c->items[i].entry & PE_PREFETCHED) || !vm_has_tracker(b->vm))
+		if (!(c->at->items[i].entry & PE_PREFETCHED) || !vm_has_tracker(b->vm))
 			continue;
-		addr = mapping_addr(m, c->items[i].unit);
-		c->items[i].unused =
+		addr = mapping_addr(m, c->at->items[i].unit);
+		c->at->items[i].unused =
 			pagemap_present(m->att->pagemap_fd, addr, addr + block_unit_bytes(b),
 					block_unit_bytes(b), &bit) == 0 &&
 			!(bit & 1);
@@ -520,8 +601,8 @@ static void tell_evictions(struct evict_context *c, struct block *b, unsigned in
 		uint32_t k = 0;
 
 		for (unsigned int i = 0; i < n; i++)
-			if (c->items[i].step == DONE && c->items[i].outcome == o)
-				units[k++] = b->first_unit + c->items[i].unit;
+			if (c->at->items[i].step == DONE && c->at->items[i].outcome == o)
+				units[k++] = b->first_unit + c->at->items[i].unit;
 		policy_on_outcome(p, o, units, k);
 	}
 }
@@ -537,8 +618,8 @@ static void tell_policy(struct evict_context *c, struct block *b, unsigned int n
 			uint32_t k = 0;
 
 			for (unsigned int i = 0; i < n; i++)
-				if (c->items[i].outcome == o)
-					units[k++] = b->first_unit + c->items[i].unit;
+				if (c->at->items[i].outcome == o)
+					units[k++] = b->first_unit + c->at->items[i].unit;
 			if (k)
 				policy_on_outcome(atomic_load(&vm->reclaim.instance), o, units, k);
 		}
@@ -548,9 +629,9 @@ static void tell_policy(struct evict_context *c, struct block *b, unsigned int n
 		uint32_t k = 0;
 
 		for (unsigned int i = 0; i < n; i++)
-			if ((c->items[i].entry & PE_PREFETCHED) && c->items[i].step == DONE &&
-			    c->items[i].unused == unused)
-				units[k++] = b->first_unit + c->items[i].unit;
+			if ((c->at->items[i].entry & PE_PREFETCHED) &&
+			    c->at->items[i].step == DONE && c->at->items[i].unused == unused)
+				units[k++] = b->first_unit + c->at->items[i].unit;
 		if (k)
 			policy_on_outcome(atomic_load(&vm->prefetch.instance),
 					  unused ? EBB_OUTCOME_UNUSED : EBB_OUTCOME_USED, units, k);
@@ -558,21 +639,20 @@ static void tell_policy(struct evict_context *c, struct block *b, unsigned int n
 	pthread_mutex_unlock(&vm->policy_lock);
 }
 
-/* One batch of one block; units are numbers in the block. */
-static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint64_t *units,
-			    unsigned int n)
+/* Steps 1 to 6 of one batch of one block; units are numbers in the block. False: nothing to do. */
+static bool begin(struct evict_context *c, struct block *b, const uint64_t *units, unsigned int n)
 {
-	uint64_t freed;
-
 	n = claim(c, b, units, n);
+	c->at->block = b;
+	c->at->n = n;
 	if (!n)
-		return 0;
+		return false;
 	/* After the claim: a detach sets the flag first and then waits for the claims. */
 	if (atomic_load(&b->vm->restoring) || atomic_load(&b->gone) ||
 	    atomic_load(&b->vm->suspended) || atomic_load(&b->vm->joining)) {
 		for (unsigned int i = 0; i < n; i++)
-			unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
-		return 0;
+			unclaim(b, &c->at->items[i], EBB_OUTCOME_BUSY);
+		return false;
 	}
 	look_at_prefetched(c, b, n);
 	protect(c, b, n);
@@ -580,19 +660,30 @@ static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint
 		guard_by_quarantine(c, b->vm);
 	else if (!guard_by_probe(c, b, n))
 		for (unsigned int i = 0; i < n; i++)
-			if (c->items[i].step == CLAIMED)
-				unclaim(b, &c->items[i], EBB_OUTCOME_BUSY);
+			if (c->at->items[i].step == CLAIMED)
+				unclaim(b, &c->at->items[i], EBB_OUTCOME_BUSY);
 	own(c, b, n);
 	for (unsigned int i = 0; i < n;) {
 		unsigned int len = 1;
 
-		if (c->items[i].step == OWNED) {
+		if (c->at->items[i].step == OWNED) {
 			len = run_length(c, i, n, OWNED);
 			read_run(c, b, i, len);
 		}
 		i += len;
 	}
 	store(c, b, n);
+	return true;
+}
+
+/* The rest of it; returns the bytes freed. */
+static uint64_t end(struct evict_context *c)
+{
+	struct block *b = c->at->block;
+	unsigned int n = c->at->n;
+	uint64_t freed;
+
+	stored(c, b);
 	commit(c, b, n);
 	punch(c, b, n);
 	freed = finish(c, b, n);
@@ -602,11 +693,40 @@ static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint
 	return freed;
 }
 
+/*
+ * One more batch. While its stores are on their way the one before it is ended, so that a slow
+ * tier has always some; where they are complete already, it is ended itself at once.
+ */
+static uint64_t evict_batch(struct evict_context *c, struct block *b, const uint64_t *units,
+			    unsigned int n, unsigned int *turn, bool *open)
+{
+	struct batch *before = *open ? &c->batches[(*turn + EVICT_DEPTH - 1) % EVICT_DEPTH] : NULL;
+	struct batch *this = &c->batches[*turn];
+	uint64_t freed = 0;
+	bool begun;
+
+	c->at = this;
+	begun = begin(c, b, units, n);
+	if (before) {
+		c->at = before;
+		freed += end(c);
+	}
+	*open = begun && this->pending;
+	if (*open) {
+		*turn = (*turn + 1) % EVICT_DEPTH;
+	} else if (begun) {
+		c->at = this;
+		freed += end(c);
+	}
+	return freed;
+}
+
 uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *units, unsigned int n)
 {
 	uint64_t batch[EVICT_BATCH_MAX], unit, freed = 0;
 	struct block *b = NULL, *next;
-	unsigned int k = 0, most;
+	unsigned int turn = 0, k = 0, most;
+	bool open = false; /* a batch's stores are on their way */
 
 	/* Before the probe is asked for: see probes.c. */
 	if (atomic_load(&vm->suspended))
@@ -616,12 +736,16 @@ uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *uni
 	for (unsigned int i = 0; i <= n; i++) {
 		next = i < n ? vm_block_of(vm, units[i], &unit) : NULL;
 		if (k && (next != b || k == most || b->kind != BLOCK_SHMEM)) {
-			freed += evict_batch(c, b, batch, k);
+			freed += evict_batch(c, b, batch, k, &turn, &open);
 			k = 0;
 		}
 		b = next;
 		if (b && !atomic_load(&b->gone))
 			batch[k++] = unit;
+	}
+	if (open) {
+		c->at = &c->batches[(turn + EVICT_DEPTH - 1) % EVICT_DEPTH];
+		freed += end(c);
 	}
 	return freed;
 }

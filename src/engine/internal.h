@@ -13,6 +13,7 @@
 #define EVICT_THREADS_MAX 16
 #define EVICT_BATCH	  64 /* 4 KiB units at once: who writes to one waits for the others */
 #define EVICT_BATCH_MAX	  256
+#define EVICT_DEPTH	  2 /* batches at once, in an asynchronous tier */
 
 /* ---- threads ---- */
 
@@ -174,6 +175,9 @@ struct loader {
 	uint64_t freed[PE_TIERS][64]; /* handles to free, by tier, gathered */
 	unsigned int n_freed[PE_TIERS];
 	struct backend_space *freed_space[PE_TIERS];
+	/* Is given what completes on a channel while loader_read() waits there for its own. */
+	void (*completed)(void *ctx, struct ebb_io *io);
+	void *completed_ctx;
 };
 
 /* more_bytes: buffers of the owner's own, behind the loader's two (loader_more()). */

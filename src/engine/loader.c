@@ -102,8 +102,8 @@ void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern)
 		p[i] = pattern;
 }
 
-/* Waits until the one I/O that is in flight on this channel is complete. */
-static int wait_for(struct backend_channel *c, struct ebb_io *io)
+/* Waits until an I/O of ours is complete; others of this thread may be in flight on the channel. */
+static int wait_for(struct loader *ld, struct backend_channel *c, const struct ebb_io *io)
 {
 	struct pollfd pfd = {.fd = backend_event_fd(c), .events = POLLIN};
 	struct ebb_io *done;
@@ -113,9 +113,9 @@ static int wait_for(struct backend_channel *c, struct ebb_io *io)
 
 		if (n == 1 && done == io)
 			return io->result;
-		if (n < 0)
-			return n;
-		if (n == 0)
+		if (n == 1 && ld->completed)
+			ld->completed(ld->completed_ctx, done);
+		if (n <= 0)
 			poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? 100 : 1);
 	}
 }
@@ -147,7 +147,7 @@ int loader_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entr
 		poll(NULL, 0, 1);
 	if (backend_caps(backend_of(space)) & EBB_BACKEND_SYNC)
 		return io.result;
-	return wait_for(c, &io);
+	return wait_for(ld, c, &io);
 }
 
 void loader_flush_frees(struct loader *ld)

@@ -252,6 +252,7 @@ static int open_spaces(struct takeover *t, struct error *e)
 		if (!tier)
 			continue;
 		t->vm->space_ram_bytes[tier] = t->rec->tiers[old].space_ram_bytes;
+		memcpy(t->vm->space_key[tier], t->rec->tiers[old].key, SPACE_KEY_BYTES);
 		r = backends_space(t->vm, tier);
 		if (r)
 			error_set(e, -r, ERROR_GENERIC,
@@ -404,6 +405,8 @@ void takeover_drop(struct takeover *t)
 		return;
 	for (unsigned int i = 0; i < PE_TIERS; i++)
 		free(t->handles[i].list);
+	if (t->rec)
+		explicit_bzero(t->rec, sizeof(*t->rec)); /* keys */
 	free(t->rec);
 	free(t);
 }

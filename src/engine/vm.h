@@ -32,6 +32,7 @@
  */
 
 #define BLOCK_MAPPINGS_MAX 32
+#define SPACE_KEY_BYTES	   32
 #define BLOCK_PINS_MAX	   256
 #define HUGE_RESERVE_MAX   16
 #define VM_PEERS_MAX	   32
@@ -212,6 +213,9 @@ struct vm {
 	_Atomic(struct backend_space *) spaces[PE_TIERS];
 	uint64_t space_ram_bytes[PE_TIERS]; /* what each was opened with */
 	void *space_ctx[PE_TIERS];	    /* what the backend knows the space by; ours */
+	/* Secrets of the spaces: random, kept in the record, so that a successor has them. */
+	uint8_t space_key[PE_TIERS][SPACE_KEY_BYTES];
+	pid_t keeper_pid; /* the primary's, whose death ends the VM */
 
 	/* Accounting, bytes. */
 	_Atomic int64_t resident, evicted, zero, lost, copies;

@@ -12,8 +12,8 @@
 #include "engine/internal.h"
 
 #define MAGIC	   UINT64_C(0x3130434552424245) /* "EBBREC01" */
-#define VERSION	   1
-#define COMPAT	   1
+#define VERSION	   2
+#define COMPAT	   2 /* the keys of the spaces */
 #define COPY_BYTES UINT64_C(32768)
 
 static_assert(sizeof(struct vm_record) <= COPY_BYTES, "a record fits its copy");
@@ -42,9 +42,9 @@ int vm_record_read(const void *memory, uint64_t bytes, struct vm_record *out)
 			(const struct vm_record *)(const void *)((const char *)memory +
 								 i * COPY_BYTES);
 
-		if (r->magic != MAGIC || r->compat > VERSION || r->checksum != checksum(r) ||
-		    r->n_blocks > VM_REGIONS_MAX || r->n_order > PE_TIERS ||
-		    r->n_mappings > VM_REGIONS_MAX)
+		if (r->magic != MAGIC || r->compat > VERSION || r->version < COMPAT ||
+		    r->checksum != checksum(r) || r->n_blocks > VM_REGIONS_MAX ||
+		    r->n_order > PE_TIERS || r->n_mappings > VM_REGIONS_MAX)
 			continue;
 		if (!found || r->sequence > out->sequence)
 			*out = *r;
@@ -91,6 +91,7 @@ static void fill(struct vm *vm, struct vm_record *r)
 		snprintf(r->tiers[t].backend, sizeof(r->tiers[t].backend), "%s",
 			 vm->eng->slots[t].name);
 		r->tiers[t].space_ram_bytes = vm->space_ram_bytes[t];
+		memcpy(r->tiers[t].key, vm->space_key[t], SPACE_KEY_BYTES);
 	}
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
@@ -132,6 +133,10 @@ int vm_record_write(struct vm *vm)
 			atomic_thread_fence(memory_order_seq_cst);
 		}
 	}
+	if (r)
+		explicit_bzero(r, sizeof(*r));
+	if (old)
+		explicit_bzero(old, sizeof(*old));
 	free(r);
 	free(old);
 	return err;

@@ -19,6 +19,7 @@ struct record_block {
 struct record_tier {
 	char backend[PLUGIN_NAME_MAX]; /* "": no space in this tier */
 	uint64_t space_ram_bytes;      /* what the space was opened with */
+	uint8_t key[SPACE_KEY_BYTES];  /* its secret; whoever reads this could read the VM's RAM */
 };
 
 /* A mapping beside the primary's first of a block, in the primary's own process. */

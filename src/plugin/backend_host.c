@@ -460,6 +460,17 @@ int64_t backend_retain(struct backend_channel *c, struct backend_space *s, const
 	return c->b->desc.retain ? c->b->desc.retain(c->channel, s->space, handles, n) : -ENOTSUP;
 }
 
+int backend_matches(struct backend_channel *c, struct backend_space *s, uint64_t handle,
+		    uint64_t owner, const void *buf, uint32_t len)
+{
+	int r = c->b->desc.matches
+			? c->b->desc.matches(c->channel, s->space, handle, owner, buf, len)
+			: -ENOTSUP;
+
+	/* Whatever is not a clear yes is none. */
+	return r == 1 || r == -ENOTSUP ? r : 0;
+}
+
 /* ---- looking after it ---- */
 
 void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage *out)

@@ -66,6 +66,10 @@ void backend_io_prepare(struct ebb_io *io, uint32_t op, uint32_t flags, struct b
 int64_t backend_retain(struct backend_channel *c, struct backend_space *s, const uint64_t *handles,
 		       uint64_t n);
 
+/* See ebb_backend.matches: 1, 0, or -ENOTSUP. Thread: the channel's. */
+int backend_matches(struct backend_channel *c, struct backend_space *s, uint64_t handle,
+		    uint64_t owner, const void *buf, uint32_t len);
+
 void backend_usage(struct backend *b, struct backend_space *s, struct ebb_usage *out);
 int backend_stats(struct backend *b, struct ebb_stat *out, uint32_t n);
 /* One slice of idle-time work; true when there is more to do. */

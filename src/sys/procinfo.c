@@ -67,6 +67,24 @@ static bool line_kb(const char *line, const char *name, uint64_t *bytes)
 	return true;
 }
 
+int procinfo_start(pid_t pid, uint64_t *ticks)
+{
+	FILE_OWNED f = open_pid(pid, "stat");
+	TEXT_OWNED line = NULL;
+	size_t size = 0;
+	const char *p;
+
+	if (!f)
+		return -errno;
+	if (getline(&line, &size, f) <= 0)
+		return -ESRCH;
+	/* Field 22, counted from behind the name, which may hold anything. */
+	p = strrchr(line, ')');
+	for (int field = 2; p && field < 22; field++)
+		p = strchr(p + 1, ' ');
+	return p && sscanf(p, "%" SCNu64, ticks) == 1 ? 0 : -EIO;
+}
+
 int procinfo_pins(pid_t pid, uint64_t *pinned_bytes, uint64_t *locked_bytes)
 {
 	FILE_OWNED f = open_pid(pid, "status");

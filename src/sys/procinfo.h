@@ -12,6 +12,10 @@
 /* Memory that the process holds for DMA: VmPin (pinned) and VmLck (locked). */
 int procinfo_pins(pid_t pid, uint64_t *pinned_bytes, uint64_t *locked_bytes);
 
+/* When the process began, in clock ticks since the boot: with the pid it names a process for good.
+ */
+int procinfo_start(pid_t pid, uint64_t *ticks);
+
 /* What the mappings of a range have in common. */
 struct procinfo_range {
 	uint64_t mapped_bytes;	 /* of the range; less than asked: there are gaps */
