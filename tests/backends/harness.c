@@ -5,12 +5,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include "sys/procinfo.h"
 
 static int env_mem_open(void *ctx, void *space_ctx, const char *name, uint64_t max_bytes,
 			void **addr, int *found)
@@ -76,7 +81,7 @@ int rig_backend(struct rig *r, const char *driver, const char *const *opts, uint
 		struct error *e)
 {
 	struct ebb_option parsed[16];
-	char text[16][64];
+	char text[16][256];
 	const char *build = getenv("EBB_BUILD");
 
 	if (!r->path.n_dirs) {
@@ -135,6 +140,31 @@ void rig_close(struct rig *r)
 	backend_space_close(r->s);
 	backend_close(r->b);
 	kept_release(&r->kept);
+}
+
+pid_t keeper_new(void)
+{
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	return pid;
+}
+
+void keeper_end(pid_t pid)
+{
+	assert_int_equal(kill(pid, SIGKILL), 0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+void keeper_name(struct ebb_space_params *p, pid_t pid)
+{
+	p->keeper_pid = (uint32_t)pid;
+	assert_int_equal(procinfo_start(pid, &p->keeper_start), 0);
 }
 
 uint32_t wait_some(struct backend_channel *c, struct ebb_io **ios, uint32_t n)

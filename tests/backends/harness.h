@@ -11,6 +11,8 @@
 #include <stdarg.h>
 #include <cmocka.h>
 
+#include <sys/types.h>
+
 #include "plugin/backend_host.h"
 
 #define UNIT_MAX (2u << 20)
@@ -60,6 +62,12 @@ struct backend_channel *rig_channel(struct rig *r);
 /* The backend alone; error sentence into e. */
 int rig_backend(struct rig *r, const char *driver, const char *const *opts, uint32_t n_opts,
 		struct error *e);
+
+/* A process that keeps memory: does nothing until keeper_end() ends it. */
+pid_t keeper_new(void);
+void keeper_end(pid_t pid);
+/* Names it as the keeper of a space. */
+void keeper_name(struct ebb_space_params *p, pid_t pid);
 
 /* One I/O to its end; returns its result. */
 int do_store(struct backend_channel *c, struct backend_space *s, uint32_t flags, const void *buf,
