@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* client.c: one connection to the control socket. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/fsuid.h>
+#include <sys/socket.h>
 
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
@@ -222,4 +225,29 @@ void client_flush(struct client *cl)
 	evbuffer_unfreeze(out, 1);
 	while (evbuffer_get_length(out) > 0 && evbuffer_write(out, bufferevent_getfd(cl->bev)) > 0)
 		;
+}
+
+int client_create_file(struct client *cl, const char *path, struct error *e)
+{
+	struct ucred peer = {0};
+	socklen_t bytes = sizeof(peer);
+	uid_t uid;
+	gid_t gid;
+	int fd, err;
+
+	if (path[0] != '/')
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "'%s' is no absolute path", path);
+	if (getsockopt(bufferevent_getfd(cl->bev), SOL_SOCKET, SO_PEERCRED, &peer, &bytes))
+		return error_set(e, errno, ERROR_GENERIC, "whose file it would be is not known");
+	/* Of this thread only; the capabilities that overrule file modes go with uid 0. */
+	gid = (gid_t)setfsgid(peer.gid);
+	uid = (uid_t)setfsuid(peer.uid);
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	err = errno;
+	setfsuid(uid);
+	setfsgid(gid);
+	if (fd < 0)
+		return error_set(e, err, err == EEXIST ? ERROR_EXISTS : ERROR_GENERIC, "%s: %s",
+				 path, error_text(err));
+	return fd;
 }

@@ -74,6 +74,11 @@ size_t client_out_bytes(const struct client *cl);
 void client_kill(struct client *cl);
 /* The last attempt to write what is waiting, without waiting. */
 void client_flush(struct client *cl);
+/*
+ * Creates a file that must not exist yet, with the rights of whoever is at the other end, and for
+ * them. A descriptor, or -errno with e filled.
+ */
+int client_create_file(struct client *cl, const char *path, struct error *e);
 
 /* ---- control.c ---- */
 /* NULL when that client is gone. */

@@ -42,6 +42,8 @@ static void send_progress(struct control *c, struct job *j)
 static void job_free(struct job *j)
 {
 	json_decref(j->id);
+	if (j->free_arg)
+		j->free_arg(j->arg);
 	free(j);
 }
 
@@ -198,9 +200,8 @@ static int name_job(struct jobs *jobs, struct job *j, const char *wanted, struct
 	return 0;
 }
 
-int job_start(struct request *r, const char *target, uint64_t bytes,
-	      int (*run)(struct job *, struct error *),
-	      json_t *(*finish)(struct job *, struct control *), struct error *e)
+/* Makes a job and starts it; frees nothing of the argument when it fails. */
+static int start_job(struct request *r, const char *target, const struct job *what, struct error *e)
 {
 	static const struct timeval period = {0, JOB_PROGRESS_MS * 1000};
 	struct jobs *jobs = r->control->jobs;
@@ -222,22 +223,45 @@ int job_start(struct request *r, const char *target, uint64_t bytes,
 	snprintf(j->target, sizeof(j->target), "%s", target ? target : "");
 	j->jobs = jobs;
 	j->engine = r->control->config.engine;
-	j->bytes = bytes;
-	j->run = run;
-	j->finish = finish;
+	j->bytes = what->bytes;
+	j->run = what->run;
+	j->finish = what->finish;
 	j->client = r->client->serial;
 	j->id = json_incref(r->id);
 	j->cancel_on_disconnect = json_is_true(json_object_get(r->args, "cancel-on-disconnect"));
+	j->arg = what->arg;
 	err = thread_start(j);
 	if (err) {
 		job_free(j);
 		return error_set(e, err, ERROR_GENERIC, "no thread for the job: %s",
 				 error_text(err));
 	}
+	j->free_arg = what->free_arg;
 	TAILQ_INSERT_TAIL(&jobs->list, j, entry);
 	if (jobs->count++ == 0)
 		event_add(jobs->timer, &period);
 	return METHOD_LATER;
+}
+
+int job_start(struct request *r, const char *target, uint64_t bytes,
+	      int (*run)(struct job *, struct error *),
+	      json_t *(*finish)(struct job *, struct control *), struct error *e)
+{
+	const struct job what = {.bytes = bytes, .run = run, .finish = finish};
+
+	return start_job(r, target, &what, e);
+}
+
+int job_start_with(struct request *r, const char *target, void *arg, void (*free_arg)(void *),
+		   int (*run)(struct job *, struct error *),
+		   json_t *(*finish)(struct job *, struct control *), struct error *e)
+{
+	const struct job what = {.arg = arg, .free_arg = free_arg, .run = run, .finish = finish};
+	int err = start_job(r, target, &what, e);
+
+	if (err < 0)
+		free_arg(arg);
+	return err;
 }
 
 int jobs_cancel(struct jobs *jobs, const char *name, struct error *e)

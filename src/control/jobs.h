@@ -19,6 +19,8 @@ struct job {
 	struct progress progress;
 	uint64_t bytes;	 /* in: what was asked for */
 	uint64_t result; /* out */
+	void *arg;	 /* more of both; freed with the job by free_arg */
+	void (*free_arg)(void *arg);
 	/* On the job's thread: no JSON, no client. */
 	int (*run)(struct job *j, struct error *e);
 	/* In the loop, after a run that succeeded: makes the answer (NULL: {}). May be NULL. */
@@ -47,6 +49,10 @@ void jobs_free(struct jobs *jobs);
 int job_start(struct request *r, const char *target, uint64_t bytes,
 	      int (*run)(struct job *, struct error *),
 	      json_t *(*finish)(struct job *, struct control *), struct error *e);
+/* The same with an argument, which is consumed in any case. */
+int job_start_with(struct request *r, const char *target, void *arg, void (*free_arg)(void *),
+		   int (*run)(struct job *, struct error *),
+		   json_t *(*finish)(struct job *, struct control *), struct error *e);
 int jobs_cancel(struct jobs *jobs, const char *name, struct error *e);
 json_t *jobs_query(struct jobs *jobs);
 /* The client is gone: cancels what it wanted to be cancelled then. */

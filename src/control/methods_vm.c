@@ -2,6 +2,7 @@
 /* methods_vm.c: the commands about VMs. */
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "control/apply.h"
 #include "control/internal.h"
@@ -156,6 +157,65 @@ static int vm_prefetch(struct request *r, json_t **ret, struct error *e)
 	return err ? err : job_start(r, arg_text(r->args, "vm"), 0, run_prefetch, prefetched, e);
 }
 
+struct trace_job {
+	struct trace_request request;
+	struct trace_result result;
+};
+
+static void free_trace_job(void *arg)
+{
+	struct trace_job *t = arg;
+
+	close(t->request.fd);
+	free(t);
+}
+
+static int run_trace(struct job *j, struct error *e)
+{
+	struct trace_job *t = j->arg;
+
+	return engine_vm_trace(j->engine, j->target, &t->request, &j->progress, &t->result, e);
+}
+
+static json_t *traced(struct job *j, struct control *c)
+{
+	const struct trace_result *t = &((const struct trace_job *)j->arg)->result;
+
+	(void)c;
+	return json_pack("{s:I, s:I, s:I, s:I, s:b}", "bytes", (json_int_t)t->bytes, "faults",
+			 (json_int_t)t->faults, "lost-faults", (json_int_t)t->lost, "windows",
+			 (json_int_t)t->windows, "full", (int)t->full);
+}
+
+static uint64_t arg_number(const struct request *r, const char *name)
+{
+	return (uint64_t)json_integer_value(json_object_get(r->args, name));
+}
+
+static int vm_trace(struct request *r, json_t **ret, struct error *e)
+{
+	struct trace_job *t;
+	int err = vm_known(r, e);
+
+	(void)ret;
+	if (err)
+		return err;
+	t = calloc(1, sizeof(*t));
+	if (!t)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	t->request = (struct trace_request){
+		.fd = client_create_file(r->client, arg_text(r->args, "file"), e),
+		.seconds = arg_number(r, "seconds"),
+		.window_ms = arg_number(r, "window-ms"),
+		.max_bytes = arg_number(r, "max-bytes")};
+	if (t->request.fd < 0) {
+		err = t->request.fd;
+		free(t);
+		return err;
+	}
+	return job_start_with(r, arg_text(r->args, "vm"), t, free_trace_job, run_trace, traced, e);
+}
+
 static int run_detach(struct job *j, struct error *e)
 {
 	int err = engine_vm_detach(j->engine, j->target, &j->progress, e);
@@ -181,6 +241,7 @@ const struct method methods_vm[] = {
 	{"vm-reclaim", vm_reclaim},
 	{"vm-prefetch", vm_prefetch},
 	{"vm-detach", vm_detach},
+	{"vm-trace", vm_trace},
 	{"policy-set", policy_set},
 	{NULL, NULL},
 };

@@ -31,9 +31,11 @@ static void help_all(const struct schema *s, FILE *out)
 		"Commands:\n"
 		"  %-20s %s\n"
 		"  %-20s %s\n"
+		"  %-20s %s\n"
 		"  %-20s %s\n",
 		"help [COMMAND]", "This help, or that of one command", "top [--once]",
-		"Live table of the VMs", "watch", "Events, as they come");
+		"Live table of the VMs", "watch", "Events, as they come", "trace",
+		"The same as vm-trace");
 	json_array_foreach(json_object_get(schema_root(s), "commands"), i, c) {
 		if (strcmp(schema_text(c, "name"), "qmp_capabilities") != 0)
 			fprintf(out, "  %-20s %s\n", schema_text(c, "name"),
@@ -88,6 +90,8 @@ static int run(struct ctl *ctl, int n, char **words)
 			schema_write_markdown(ctl->schema, stdout);
 		return CTL_OK;
 	}
+	if (strcmp(command, "trace") == 0)
+		command = "vm-trace";
 	return run_command(ctl, command, n - 1, words + 1);
 }
 

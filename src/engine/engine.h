@@ -243,6 +243,18 @@ int engine_vm_reclaim(struct engine *eng, const char *name, uint64_t bytes, stru
 /* Brings back all that is evicted, as far as the limit allows. Long. */
 int engine_vm_prefetch(struct engine *eng, const char *name, struct progress *p, uint64_t *fetched,
 		       struct error *e);
+struct trace_request {
+	int fd; /* borrowed: an empty file */
+	uint64_t seconds, window_ms, max_bytes;
+};
+struct trace_result {
+	uint64_t faults, windows, lost, bytes;
+	bool full; /* max_bytes were reached before the time was over */
+};
+/* Records what the VM touches (trace/trace.h). Long. What is there when it is cancelled is whole.
+ */
+int engine_vm_trace(struct engine *eng, const char *name, const struct trace_request *req,
+		    struct progress *p, struct trace_result *out, struct error *e);
 /* Detaches a VM on the operator's word, as engine_detach() does. Long. */
 int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, struct error *e);
 

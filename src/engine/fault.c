@@ -80,9 +80,14 @@ static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool wri
 {
 	struct vm *vm = b->vm;
 	struct policy_instance *p = atomic_load(&vm->prefetch.instance);
+	struct vm_trace *trace = atomic_load_explicit(&vm->trace, memory_order_acquire);
 	uint64_t now = clock_ns();
 
 	hist_record(&vm->fault_latency, now - start_ns);
+	if (trace)
+		vm_trace_fault(trace, b->first_unit + unit,
+			       (flags & ~FAULT_REFAULT) | (write ? EBB_FAULT_WRITE : 0), thread,
+			       now);
 	if ((flags & FAULT_REFAULT) ||
 	    atomic_load_explicit(&vm->reclaim_wants_faults, memory_order_relaxed)) {
 		uint64_t at = atomic_fetch_add(&vm->fault_ring.head, 1) % FAULT_RING;

@@ -263,6 +263,11 @@ void huge_reserve_drop(struct vm *vm);
 
 /* ---- tracker.c: the host table that policies see ---- */
 void tracker_host_init(struct vm *vm, struct vm_policy *p);
+/* Which units are in the page tables of some process of the VM: were accessed. 0 or -errno. */
+int tracker_present(struct block *b, uint64_t unit, uint64_t count, uint64_t *bitmap);
+/* Makes the accesses of these units (4096 at most) forgotten, for a recording. Under policy_lock.
+ */
+void tracker_forget_chunk(struct block *b, uint64_t unit, uint64_t count);
 /* Takes one access window for a VM whose policy wants it. */
 void tracker_window(struct vm *vm);
 
@@ -395,6 +400,8 @@ void policies_resize(struct vm *vm);
 /* The VM's limit was changed. */
 void policies_limit(struct vm *vm, uint64_t old_bytes, uint64_t new_bytes);
 void policies_tick_prefetch(struct vm *vm);
+/* The smallest unit of the VM's blocks. */
+uint32_t vm_unit_bytes(struct vm *vm);
 void policies_free(struct engine *eng);
 
 #endif

@@ -203,7 +203,7 @@ static unsigned int pick(struct vm *vm, uint64_t units, bool urgent, uint64_t *o
 	return n;
 }
 
-static uint64_t smallest_unit(struct vm *vm)
+uint32_t vm_unit_bytes(struct vm *vm)
 {
 	uint64_t bytes = UNIT_MAX_BYTES;
 
@@ -213,7 +213,7 @@ static uint64_t smallest_unit(struct vm *vm)
 		if (b && block_unit_bytes(b) < bytes)
 			bytes = block_unit_bytes(b);
 	}
-	return bytes;
+	return (uint32_t)bytes;
 }
 
 static uint64_t thread_cpu_ns(void)
@@ -241,7 +241,7 @@ static void note_limit(struct vm *vm)
 
 bool reclaim_round(struct evict_context *c, struct vm *vm)
 {
-	uint64_t victims[ROUND_UNITS], unit_bytes = smallest_unit(vm), want, units, freed = 0;
+	uint64_t victims[ROUND_UNITS], unit_bytes = vm_unit_bytes(vm), want, units, freed = 0;
 	uint64_t cpu = thread_cpu_ns();
 	int64_t proactive = atomic_load(&vm->proactive_left);
 	unsigned int n;

@@ -150,7 +150,14 @@ static int host_accessed(void *ctx, uint64_t first, uint64_t count, uint64_t *bi
 	memset(bitmap, 0, (count + 63) / 64 * 8);
 	if (!vm_has_tracker(vm))
 		return -ENOTSUP;
+	vm_trace_add_touched(vm, first, count, bitmap);
 	return for_each_part(vm, first, count, present_part, bitmap);
+}
+
+int tracker_present(struct block *b, uint64_t unit, uint64_t count, uint64_t *bitmap)
+{
+	memset(bitmap, 0, (count + 63) / 64 * 8);
+	return present_part(b, unit, count, 0, bitmap);
 }
 
 /*
@@ -163,6 +170,7 @@ struct zap_batch {
 	struct iovec v[ZAPS];
 	unsigned int n;
 	int result;
+	bool recording; /* it is a recording that makes accesses forgotten, not the policy */
 };
 
 /* A client that did not answer is not asked again for a while: policy hooks wait for it. */
@@ -247,6 +255,7 @@ static int zap_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at,
 
 	(void)at;
 	note_uses(b, unit, count);
+	vm_trace_forget(b, unit, count, z->recording);
 	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
 		struct mapping *m = atomic_load(&b->mappings[i]);
 		uint64_t u = unit, n = count;
@@ -417,6 +426,25 @@ static int window_part(struct block *b, uint64_t unit, uint64_t count, uint64_t 
 	}
 	flush_zaps(&z);
 	return 0;
+}
+
+void tracker_forget_chunk(struct block *b, uint64_t unit, uint64_t count)
+{
+	struct zap_batch z = {.recording = true};
+	uint64_t present[CHUNK / 64], run = 0;
+
+	if (tracker_present(b, unit, count, present))
+		return;
+	for (uint64_t i = 0; i <= count; i++) {
+		if (i < count && get_bit(present, i)) {
+			run++;
+			continue;
+		}
+		if (run)
+			zap_part(b, unit + i - run, run, 0, &z);
+		run = 0;
+	}
+	flush_zaps(&z);
 }
 
 void tracker_window(struct vm *vm)

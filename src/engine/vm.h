@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "engine/engine.h"
+#include "engine/trace.h"
 #include "model/page_table.h"
 #include "plugin/backend_host.h"
 #include "plugin/policy_host.h"
@@ -247,8 +248,9 @@ struct vm {
 	_Atomic bool reclaim_wants_faults;
 	struct prefetch_ring prefetch_ring, collapse_ring;
 	struct bulk_queue bulk;
-	pthread_mutex_t op_lock;  /* guards: */
-	struct loader *op_loader; /* of discards; made by the first */
+	_Atomic(struct vm_trace *) trace; /* a recording under way; set and cleared by its job */
+	pthread_mutex_t op_lock;	  /* guards: */
+	struct loader *op_loader;	  /* of discards; made by the first */
 	struct fault_ring fault_ring;
 	uint64_t sweep_hand; /* under policy_lock */
 	bool has_pagemap;    /* what its process has mapped can be seen: see vm_has_tracker() */

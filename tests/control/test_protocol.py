@@ -137,6 +137,8 @@ def test_answers_are_as_declared(binary):
                         "granularity": "auto", "tiers": ["compressed"]}),
             ("vm-reclaim", {"vm": "guest1", "bytes": 1 << 20}),
             ("vm-prefetch", {"vm": "guest1"}),
+            ("vm-trace", {"vm": "guest1", "file": os.path.join(d.folder, "trace"),
+                          "seconds": 1}),
             ("policy-load", {"name": "mine", "file": "/somewhere/mine.so"}),
             ("query-policies", {}), ("policy-unload", {"name": "mine"}),
             ("policy-set", {"vm": "guest1", "role": "reclaim", "policy": "null",

@@ -3,7 +3,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
 #include "engine/rig.h"
+#include "trace/trace.h"
 
 #define MIB	((size_t)1 << 20)
 #define RAM	(24 * MIB)
@@ -212,6 +217,91 @@ static void replay(struct rig *r)
 	rig_end(r);
 }
 
+struct tracing {
+	struct rig *r;
+	char file[128];
+	_Atomic bool over;
+};
+
+/* On a connection of its own: the command answers when the recording is over. */
+static void *record(void *arg)
+{
+	struct tracing *t = arg;
+	char command[512];
+	const char *build = getenv("EBB_BUILD");
+
+	snprintf(command, sizeof(command),
+		 "%s/ebbctl --socket %s --json trace vm file=%s seconds=3 window-ms=200", build,
+		 t->r->d.control, t->file);
+	CHECK(system(command) == 0);
+	atomic_store(&t->over, true);
+	return NULL;
+}
+
+/*
+ * What is recorded of a live VM is what happened: faults, and what was touched without any, though
+ * the policy looks at the same bits; and ebb-sim takes it.
+ */
+static void trace_vm(struct rig *r)
+{
+	static struct trace t;
+	struct trace_record rec;
+	struct tracing tracing = {.r = r};
+	uint64_t faults = 0, windows = 0, busy_windows = 0, first, count;
+	pthread_t thread;
+	struct error e;
+	char command[512];
+
+	rig_start(r, "", NULL);
+	snprintf(tracing.file, sizeof(tracing.file), "%s/vm.trace", r->d.dir);
+	rig_attach(r, RAM, NATIVE_SHMEM);
+	give(r, "reclaim", "clock", "");
+	rig_limit(r, LIMIT);
+	rig_until(r, "evictions", (RAM - LIMIT) / KT_PAGE);
+	CHECK(!pthread_create(&thread, NULL, record, &tracing));
+	while (!atomic_load(&tracing.over)) {
+		/* 300 pages all the time; others one after the other. */
+		for (size_t u = 0; u < 300; u++)
+			CHECK(rig_is(r, u, 1));
+		CHECK(rig_is(r, 300 + faults++ * 7 % (r->units - 300), 1));
+	}
+	CHECK(!pthread_join(thread, NULL));
+	/* The same file is not written over. */
+	snprintf(command, sizeof(command),
+		 "%s/ebbctl --socket %s trace vm file=%s seconds=1 2>/dev/null",
+		 getenv("EBB_BUILD"), r->d.control, tracing.file);
+	CHECK(system(command) != 0);
+	if (trace_open(&t, tracing.file, &e))
+		printf("%s\n", e.desc);
+	CHECK(t.data);
+	CHECK_EQ(t.units, r->units);
+	faults = 0;
+	while (trace_next(&t, &rec)) {
+		uint64_t hot = 0;
+
+		faults += rec.kind == TRACE_FAULT;
+		if (rec.kind != TRACE_WINDOW)
+			continue;
+		while (trace_window_run(&t, &first, &count))
+			for (uint64_t u = first; u < first + count; u++)
+				hot += u < 300;
+		windows++;
+		busy_windows += hot > 290;
+	}
+	trace_close(&t);
+	printf("%llu faults, %llu windows, %llu of them with the hot pages\n",
+	       (unsigned long long)faults, (unsigned long long)windows,
+	       (unsigned long long)busy_windows);
+	CHECK(faults > 0);
+	/* But for a first one and a last one that is short. */
+	CHECK(windows >= 3 && busy_windows + 2 >= windows);
+	snprintf(command, sizeof(command), "%s/ebb-sim replay file=%s limit=50%% prefetch=trend",
+		 getenv("EBB_BUILD"), tracing.file);
+	CHECK(system(command) == 0);
+	unlink(tracing.file);
+	rig_end(r);
+}
+
 /* A policy whose hooks overrun their budget is put aside, and said so; the limit is kept. */
 static void put_aside(struct rig *r)
 {
@@ -244,6 +334,7 @@ int main(int argc, char **argv)
 		{"pressure", pressure},
 		{"pressure_unasked", pressure_unasked},
 		{"put_aside", put_aside},
+		{"trace", trace_vm},
 		{"scan", scan},
 		{"strided", strided},
 		{"elastic", elastic},
