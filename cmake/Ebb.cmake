@@ -18,6 +18,9 @@ if(EBB_SANITIZE)
 elseif(CMAKE_BUILD_TYPE MATCHES "Rel")
   add_compile_definitions(_FORTIFY_SOURCE=2)
 endif()
+if(EBB_FAULT_POINTS)
+  add_compile_definitions(EBB_FAULT_POINTS)
+endif()
 include_directories(${CMAKE_SOURCE_DIR}/include)
 
 # ebb_pkg(NAME MODULE): an imported target PkgConfig::NAME for a pkg-config module.
@@ -43,6 +46,7 @@ function(ebb_plugin kind name)
   set_target_properties(${kind}_${name} PROPERTIES PREFIX "" OUTPUT_NAME ${name}
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/${kind})
   target_compile_options(${kind}_${name} PRIVATE -fvisibility=hidden)
+  target_compile_definitions(${kind}_${name} PRIVATE EBB_PLUGIN)
   target_link_libraries(${kind}_${name} PRIVATE ${A_DEPS} Threads::Threads)
   install(TARGETS ${kind}_${name} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/ebb/${kind})
 endfunction()

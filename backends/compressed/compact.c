@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../../src/base/fault_point.h"
 #include "store.h"
 
 /*
@@ -279,8 +280,10 @@ static void move(struct space *sp, uint32_t index, uint64_t e)
 		return;
 	memcpy(slot_at(sp, to.slab, to.slot, &room), slot_at(sp, from.slab, from.slot, &room),
 	       bytes);
+	FAULT_POINT(compact_copied);
 	if (atomic_compare_exchange_strong(&sp->table[index], &e,
 					   entry_moved(e, to.slab, to.slot))) {
+		FAULT_POINT(compact_moved);
 		slot_release(sp, from, &none);
 		atomic_fetch_add(&sp->store->count[COUNT_MOVED], 1);
 	} else {

@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "../../src/base/fault_point.h"
 #include "store.h"
 
 /*
@@ -71,6 +72,7 @@ static int publish(struct space *sp, const struct purpose *of, enum coding codin
 		slot_release(sp, at, sums);
 		return r;
 	}
+	FAULT_POINT(object_slot);
 	p = slot_at(sp, at.slab, at.slot, &slot_bytes);
 	if (prefixed) {
 		memcpy(p, &length, LENGTH_BYTES);
@@ -79,10 +81,12 @@ static int publish(struct space *sp, const struct purpose *of, enum coding codin
 	memcpy(p, content, bytes);
 	atomic_store_explicit(&sp->sums[index], checksum(of, coding, order, content, bytes),
 			      memory_order_relaxed);
+	FAULT_POINT(object_written);
 	atomic_store_explicit(&sp->table[index],
 			      entry_make(at.slab, at.slot, coding, order,
 					 ENTRY_LIVE | (of->piece ? ENTRY_PIECE : 0), gen),
 			      memory_order_release);
+	FAULT_POINT(object_live);
 	*handle = handle_make(index, gen);
 	*stored_bytes += slot_bytes + (uint32_t)(sizeof(sp->table[0]) + sizeof(sp->sums[0]));
 	return 0;
@@ -133,6 +137,7 @@ static int store_pieces(struct channel *ch, struct space *sp, uint64_t owner, co
 
 		r = store_one(ch, sp, &of, buf + (size_t)i * PIECE_BYTES, PIECE_ORDER, flags,
 			      &list[i], stored_bytes);
+		FAULT_POINT(object_piece);
 	}
 	if (r)
 		i--;
@@ -366,7 +371,9 @@ static int free_entry(struct channel *ch, struct space *sp, uint64_t handle, uin
 	} while (!atomic_compare_exchange_strong(&sp->table[index], &e,
 						 entry_free(entry_gen(e) + 1, 0)));
 	object_sums(sp, e, &sums, &used);
+	FAULT_POINT(object_freed);
 	slot_release(sp, (struct slot){entry_slab(e), entry_slot(e)}, &sums);
+	FAULT_POINT(object_released);
 	handle_release(sp, index);
 	return 0;
 }

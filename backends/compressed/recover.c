@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../src/base/fault_point.h"
 #include "store.h"
 
 /*
@@ -286,6 +287,7 @@ int recover(struct space *sp)
 		return r;
 	for (uint32_t i = 0; i < table_pages; i++)
 		recover_table_page(sp, i, &refused);
+	FAULT_POINT(recover_entries);
 	if (refused)
 		host->log(host->ctx, 1, "%llu damaged entries were dropped",
 			  (unsigned long long)refused);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/internal.h"
 #include "engine/takeover.h"
@@ -1084,8 +1085,11 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 	}
 	if (r)
 		goto fail;
-	if (req->resume)
+	if (req->resume) {
+		FAULT_POINT(takeover_watched);
 		attachment_wake(att);
+		FAULT_POINT(takeover_woken);
+	}
 	takeover_end(takeover);
 	/* Not earlier: loading them takes time, and faults are served without. */
 	if (!att->secondary)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "engine/internal.h"
 #include "sys/memfd.h"
 #include "sys/pagemap.h"
@@ -564,8 +565,10 @@ static uint64_t finish(struct evict_context *c, struct block *b, unsigned int n)
 			vm_count(vm, COUNTER_evictions_zero);
 		freed += (uint64_t)bytes;
 		atomic_fetch_add(&vm->evicted_ever, (uint64_t)bytes);
-		if (page_table_leave(&b->table, it->unit, page_entry_in(it->to, PE_EVICTED)))
+		if (page_table_leave(&b->table, it->unit, page_entry_in(it->to, PE_EVICTED))) {
+			FAULT_POINT(evict_done);
 			unit_wake(b, it->unit);
+		}
 		remember_recent(vm, b, it->unit);
 	}
 	return freed;
@@ -655,7 +658,9 @@ static bool begin(struct evict_context *c, struct block *b, const uint64_t *unit
 		return false;
 	}
 	look_at_prefetched(c, b, n);
+	FAULT_POINT(evict_claimed);
 	protect(c, b, n);
+	FAULT_POINT(evict_protected);
 	if (!atomic_load(&c->eng->probe))
 		guard_by_quarantine(c, b->vm);
 	else if (!guard_by_probe(c, b, n))
@@ -663,6 +668,7 @@ static bool begin(struct evict_context *c, struct block *b, const uint64_t *unit
 			if (c->at->items[i].step == CLAIMED)
 				unclaim(b, &c->at->items[i], EBB_OUTCOME_BUSY);
 	own(c, b, n);
+	FAULT_POINT(evict_owned);
 	for (unsigned int i = 0; i < n;) {
 		unsigned int len = 1;
 
@@ -672,6 +678,7 @@ static bool begin(struct evict_context *c, struct block *b, const uint64_t *unit
 		}
 		i += len;
 	}
+	FAULT_POINT(evict_read);
 	store(c, b, n);
 	return true;
 }
@@ -684,8 +691,11 @@ static uint64_t end(struct evict_context *c)
 	uint64_t freed;
 
 	stored(c, b);
+	FAULT_POINT(evict_stored);
 	commit(c, b, n);
+	FAULT_POINT(evict_committed);
 	punch(c, b, n);
+	FAULT_POINT(evict_punched);
 	freed = finish(c, b, n);
 	if (freed && b->kind == BLOCK_HUGETLB)
 		huge_reserve_fill(b->vm);

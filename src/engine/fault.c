@@ -9,6 +9,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/fault_point.h"
 #include "engine/internal.h"
 #include "engine/thp.h"
 #include "sys/uffd.h"
@@ -485,11 +486,13 @@ static void on_none(struct fault_worker *w, struct block *b, uint64_t e, const s
 	}
 	if (park(vm, block_unit_bytes(b)))
 		return;
-	if (page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING)))
+	if (page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING))) {
+		FAULT_POINT(touch_owned);
 		place(w, b, f->unit, page_entry_bare(PE_NONE), NULL, f->write, f->start_ns,
 		      f->thread);
-	else
+	} else {
 		unit_wake(b, f->unit);
+	}
 }
 
 /* Takes an eviction that has not read the content yet away from its evictor. */
@@ -541,6 +544,7 @@ again:
 			break;
 		if (!page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING)))
 			goto again;
+		FAULT_POINT(load_owned);
 		load(w, b, f->unit, e, f);
 		break;
 	case PE_LOST:

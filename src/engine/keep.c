@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/internal.h"
 
@@ -103,8 +104,11 @@ void keep_round(struct vm *vm)
 		if (offer(att, name, -1, 0))
 			break; /* it holds memory a little longer, no more */
 	while (next_piece(vm, name, &fd, &bytes)) {
-		int r = fd < 0 ? fd : offer(att, name, fd, bytes);
+		int r;
 
+		FAULT_POINT(keep_offer);
+		r = fd < 0 ? fd : offer(att, name, fd, bytes);
+		FAULT_POINT(keep_offered);
 		fd_close(&fd);
 		if (r) {
 			vm_suspend(vm, SUSPEND_KEEPING, true);

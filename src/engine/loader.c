@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/internal.h"
 #include "engine/thp.h"
@@ -155,8 +156,11 @@ void loader_flush_frees(struct loader *ld)
 	for (unsigned int t = 1; t < PE_TIERS; t++) {
 		struct backend_channel *c = loader_channel(ld, t);
 
-		if (ld->n_freed[t] && c)
+		if (ld->n_freed[t] && c) {
+			FAULT_POINT(free_begin);
 			backend_free(c, ld->freed_space[t], ld->freed[t], ld->n_freed[t]);
+			FAULT_POINT(free_end);
+		}
 		ld->n_freed[t] = 0;
 		ld->freed_space[t] = NULL;
 	}
@@ -209,12 +213,15 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 {
 	struct vm *vm = b->vm;
 	unsigned int tier = page_entry_tier(entry);
-	bool was_none = page_entry_state(entry) == PE_NONE, keep;
+	bool was_none = page_entry_state(entry) == PE_NONE, keep, wanted;
 	int64_t bytes = (int64_t)block_unit_bytes(b);
 	bool partial = entry & PE_PARTIAL;
 	uint64_t to;
-	int r = unit_fill(b, unit, data, &partial);
+	int r;
 
+	FAULT_POINT(place_begin);
+	r = unit_fill(b, unit, data, &partial);
+	FAULT_POINT(place_filled);
 	if (r < 0) {
 		/* As it was: the handle is still good. */
 		to = entry & ~PE_WANTED;
@@ -245,7 +252,9 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 	}
 	if (keep)
 		atomic_fetch_add(&vm->copies, bytes);
-	if (page_table_leave(&b->table, unit, to))
+	wanted = page_table_leave(&b->table, unit, to);
+	FAULT_POINT(place_left);
+	if (wanted)
 		unit_wake(b, unit);
 	else if (atomic_load_explicit(&b->n_mappings, memory_order_relaxed) > 1)
 		unit_wake_others(b, unit);
@@ -285,6 +294,7 @@ int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool pr
 			       : 1;
 	if (!page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_LOADING)))
 		return -EBUSY;
+	FAULT_POINT(fetch_owned);
 	if (page_entry_tier(e) == PE_TIER_FILL && !page_entry_fill(e) &&
 	    page_entry_fill_sound(e, unit_owner(b, unit)))
 		return loader_place(ld, b, unit, e, NULL, false, prefetch);

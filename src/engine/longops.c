@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/internal.h"
 #include "sys/memfd.h"
@@ -52,6 +53,7 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 					atomic_fetch_sub(&b->vm->zero, bytes);
 				loader_free_handle(ld, b->vm, page_entry_tier(e),
 						   page_entry_handle(e));
+				FAULT_POINT(forget_freed);
 				if (page_table_leave(&b->table, u, page_entry_bare(PE_NONE)))
 					unit_wake(b, u);
 			}

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "engine/internal.h"
 #include "sys/memfd.h"
 #include "sys/uffd.h"
@@ -114,7 +115,9 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit, uint64_
 			unit_wake(b, unit);
 		return -ETIMEDOUT;
 	}
+	FAULT_POINT(clear_owned);
 	r = memfd_punch(b->memfd, block_file_offset(b, unit), (uint64_t)bytes);
+	FAULT_POINT(clear_punched);
 	if (r) {
 		bool was_there =
 			page_entry_state(e) == PE_RESIDENT || page_entry_state(e) == PE_PINNED;
@@ -145,6 +148,7 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit, uint64_
 	default:
 		break;
 	}
+	FAULT_POINT(clear_freed);
 	if (page_entry_state(e) != PE_NONE)
 		vm_count(vm, COUNTER_discards);
 	if (!r && page_table_leave(&b->table, unit, page_entry_bare(PE_NONE)))

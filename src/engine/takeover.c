@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/thp.h"
 #include "engine/vm_record.h"
@@ -231,6 +232,7 @@ static int repair_block(struct takeover *t, struct block *b)
 		if (e != was || away != page_state_away(page_entry_state(e))) {
 			t->repaired++;
 			page_table_repair(&b->table, u, e);
+			FAULT_POINT(takeover_repairing);
 		}
 		if (page_entry_state(e) == PE_PINNED)
 			restore_pin(b, u);
@@ -238,6 +240,7 @@ static int repair_block(struct takeover *t, struct block *b)
 	}
 	if (b->kind == BLOCK_THP)
 		thp_settle(b);
+	FAULT_POINT(takeover_repaired);
 	return 0;
 }
 
@@ -258,6 +261,7 @@ static int open_spaces(struct takeover *t, struct error *e)
 			error_set(e, -r, ERROR_GENERIC,
 				  "backend %s cannot take over what it had stored: %s",
 				  t->vm->eng->slots[tier].name, error_text(r));
+		FAULT_POINT(takeover_opened);
 	}
 	return r;
 }
@@ -292,6 +296,7 @@ static void free_orphans(struct takeover *t)
 		if (tier && atomic_load(&vm->spaces[tier]) && loader_channel(ld, tier))
 			freed = backend_retain(loader_channel(ld, tier),
 					       atomic_load(&vm->spaces[tier]), h->list, h->n);
+		FAULT_POINT(takeover_retained);
 		if (freed > 0)
 			log_info("VM %s: %lld stored units that nobody named were freed in %s",
 				 vm->name, (long long)freed, eng->slots[tier].name);
@@ -357,6 +362,7 @@ static int take_region(struct takeover *t, const struct attach_region *reg, stru
 	if (!rb || !has_store(t->vm, rb->table))
 		return attachment_add_any(t->att, reg, e);
 	r = attachment_adopt_block(t->att, reg, rb, &b, e);
+	FAULT_POINT(takeover_registered);
 	return r ? r : repair_block(t, b);
 }
 
@@ -380,6 +386,7 @@ static int run(struct takeover *t, const struct attach_request *req, struct erro
 		r = error_set(e, EUCLEAN, ERROR_ARGUMENT, "the VM's record is missing or damaged");
 	if (r)
 		return r;
+	FAULT_POINT(takeover_mapped);
 	vm->tables_made = t->rec->tables_made;
 	atomic_store(&vm->units, t->rec->units);
 	r = map_tiers(t, e);
@@ -427,6 +434,7 @@ int takeover_begin(struct vm *vm, struct attachment *att, const struct attach_re
 	r = t->rec ? run(t, req, e) : error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	if (!r)
 		r = vm_record_write(vm);
+	FAULT_POINT(takeover_recorded);
 	pthread_mutex_unlock(&vm->lock);
 	if (r) {
 		takeover_drop(t);

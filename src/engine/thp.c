@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "base/fault_point.h"
 #include "sys/pagemap.h"
 #include "sys/procinfo.h"
 #include "sys/uffd.h"
@@ -117,6 +118,7 @@ int thp_protect(struct block *b, uint64_t unit)
 	if (r)
 		return r;
 	set_split(b, unit);
+	FAULT_POINT(thp_registered);
 	v = (struct iovec){(void *)(uintptr_t)addr, UNIT_MAX_BYTES};
 	r = pageout_zap(m->att->pidfd, &v, 1);
 	if (!r)
@@ -140,6 +142,7 @@ void thp_unprotect(struct block *b, uint64_t unit)
 	 */
 	if (clear_split(b, unit)) {
 		uffd_unregister(m->att->uffd, addr, UNIT_MAX_BYTES);
+		FAULT_POINT(thp_open);
 		uffd_register(m->att->uffd, addr, UNIT_MAX_BYTES, MISSING);
 	}
 	uffd_wake(m->att->uffd, addr, UNIT_MAX_BYTES);
@@ -175,6 +178,7 @@ void thp_collapse(struct block *b, uint64_t unit)
 	if (!m || page_entry_state(e) != PE_RESIDENT ||
 	    !page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
 		return;
+	FAULT_POINT(thp_collapsing);
 	v = (struct iovec){(void *)(uintptr_t)mapping_addr(m, unit), UNIT_MAX_BYTES};
 	if (syscall(SYS_process_madvise, m->att->pidfd, &v, 1, MADV_COLLAPSE, 0) < 0)
 		vm_count(b->vm, COUNTER_collapses_failed);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "base/fault_point.h"
 #include "engine/internal.h"
 #include "engine/thp.h"
 #include "sys/memfd.h"
@@ -119,7 +120,9 @@ void unit_unprotect(struct block *b, uint64_t unit)
 
 void unit_cancel(struct block *b, uint64_t unit, uint64_t keep)
 {
+	FAULT_POINT(cancel_owned);
 	unit_unprotect(b, unit);
+	FAULT_POINT(cancel_lifted);
 	/* Lifting the protection woke the writers; WANTED may also stand for a missing fault. */
 	if (page_table_leave(&b->table, unit, page_entry_in(keep, unit_settled(b, unit))))
 		unit_wake(b, unit);

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/fault_point.h"
 #include "engine/internal.h"
 #include "sys/memfd.h"
 
@@ -185,6 +186,7 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 	/* It holds guest content, or says where that is: not for core dumps. */
 	madvise(s.addr, bytes, MADV_DONTDUMP);
 	vm->stores[slot] = s;
+	FAULT_POINT(store_made);
 	*out = &vm->stores[slot];
 	if (slot == vm->n_stores)
 		vm->n_stores++;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
 #include "engine/internal.h"
 
 #define MAGIC	   UINT64_C(0x3130434552424245) /* "EBBREC01" */
@@ -128,10 +129,11 @@ int vm_record_write(struct vm *vm)
 		fill(vm, r);
 		r->sequence = last + 1;
 		r->checksum = checksum(r);
-		for (unsigned int i = 0; i < 2; i++) {
-			memcpy((char *)s->addr + i * COPY_BYTES, r, sizeof(*r));
-			atomic_thread_fence(memory_order_seq_cst);
-		}
+		FAULT_POINT(record_begin);
+		memcpy(s->addr, r, sizeof(*r));
+		atomic_thread_fence(memory_order_seq_cst);
+		FAULT_POINT(record_between);
+		memcpy((char *)s->addr + COPY_BYTES, r, sizeof(*r));
 	}
 	if (r)
 		explicit_bzero(r, sizeof(*r));

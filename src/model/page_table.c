@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fault_point.h"
+
 #define MAGIC	    UINT64_C(0x31304c4254424245) /* "EBBTBL01" */
 #define HEADER_SIZE 64u
 
@@ -186,10 +188,13 @@ bool page_table_cas(struct page_table *pt, uint64_t unit, uint64_t *expected, ui
 	if (!atomic_compare_exchange_strong(&pt->leaves[unit], expected, to))
 		return false;
 	/* In states that are owned: from PUNCHING on the page may go, in CLEARING all may. */
-	if (from != then && then == PE_PUNCHING)
+	if (from != then && then == PE_PUNCHING) {
+		FAULT_POINT(table_punching);
 		set_away(pt, unit, true);
-	else if (from != then && then == PE_CLEARING)
+	} else if (from != then && then == PE_CLEARING) {
+		FAULT_POINT(table_clearing);
 		set_away(pt, unit, false);
+	}
 	return true;
 }
 
@@ -198,6 +203,7 @@ bool page_table_leave(struct page_table *pt, uint64_t unit, uint64_t to)
 	uint64_t was;
 
 	set_away(pt, unit, page_state_away(page_entry_state(to)));
+	FAULT_POINT(table_leave);
 	was = atomic_exchange(&pt->leaves[unit], to);
 	check_edge(unit, was, to);
 	return was & PE_WANTED;
