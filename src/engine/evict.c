@@ -62,6 +62,7 @@ struct batch {
 
 struct evict_context {
 	struct engine *eng;
+	uint64_t claim; /* PE_CLAIM of this evictor */
 	struct loader loader;
 	struct batch batches[EVICT_DEPTH];
 	struct batch *at; /* the one that is worked on */
@@ -82,7 +83,7 @@ static void completed(void *ctx, struct ebb_io *io)
 			c->batches[i].pending--;
 }
 
-int evict_context_new(struct engine *eng, struct evict_context **out)
+int evict_context_new(struct engine *eng, unsigned int index, struct evict_context **out)
 {
 	struct evict_context *c = calloc(1, sizeof(*c));
 	int r;
@@ -90,6 +91,7 @@ int evict_context_new(struct engine *eng, struct evict_context **out)
 	if (!c)
 		return -ENOMEM;
 	c->eng = eng;
+	c->claim = (uint64_t)index << PE_CLAIM_SHIFT;
 	r = loader_open(eng, &c->loader, EVICT_QUEUE, (EVICT_DEPTH - 1) * UNIT_MAX_BYTES);
 	if (r) {
 		free(c);
@@ -154,22 +156,27 @@ static void back_out(struct evict_context *c, struct block *b, struct item *it,
 	it->fresh = false;
 }
 
+/* An item's entry while it is CLAIMED, and by this evictor. */
+static uint64_t claimed(const struct evict_context *c, uint64_t entry)
+{
+	return (page_entry_in(entry, PE_PROTECTED) & ~PE_CLAIM) | c->claim;
+}
+
 /* 1: claims what can be claimed; returns how many. */
 static unsigned int claim(struct evict_context *c, struct block *b, const uint64_t *units,
 			  unsigned int n)
 {
-	unsigned int claimed = 0;
+	unsigned int done = 0;
 
 	for (unsigned int i = 0; i < n; i++) {
 		uint64_t e = page_table_get(&b->table, units[i]);
 
 		if (page_entry_state(e) != PE_RESIDENT ||
-		    !page_table_cas(&b->table, units[i], &e, page_entry_in(e, PE_PROTECTED)))
+		    !page_table_cas(&b->table, units[i], &e, claimed(c, e)))
 			continue;
-		c->at->items[claimed++] =
-			(struct item){.unit = units[i], .entry = e, .step = CLAIMED};
+		c->at->items[done++] = (struct item){.unit = units[i], .entry = e, .step = CLAIMED};
 	}
-	return claimed;
+	return done;
 }
 
 /* Length of the run of consecutive units from item i on, all at the given step. */
@@ -185,9 +192,10 @@ static unsigned int run_length(const struct evict_context *c, unsigned int i, un
 }
 
 /* Takes a claimed unit back to its owner's hands, if a fault has not done so already. */
-static void unclaim(struct block *b, struct item *it, enum ebb_outcome outcome)
+static void unclaim(struct evict_context *c, struct block *b, struct item *it,
+		    enum ebb_outcome outcome)
 {
-	uint64_t e = page_entry_in(it->entry, PE_PROTECTED);
+	uint64_t e = claimed(c, it->entry);
 
 	if (page_table_cas(&b->table, it->unit, &e, page_entry_in(it->entry, PE_UNPROTECTING))) {
 		give_up(b, it, outcome);
@@ -207,7 +215,7 @@ static void protect(struct evict_context *c, struct block *b, unsigned int n)
 
 		if (unit_protect_run(b, c->at->items[i].unit, len))
 			for (unsigned int k = i; k < i + len; k++)
-				unclaim(b, &c->at->items[k], EBB_OUTCOME_FAILED);
+				unclaim(c, b, &c->at->items[k], EBB_OUTCOME_FAILED);
 		i += len;
 	}
 }
@@ -231,7 +239,7 @@ static bool guard_by_probe(struct evict_context *c, struct block *b, unsigned in
 
 		if (it->step == CLAIMED &&
 		    (c->verdict[i] == FOLIO_BUSY || c->verdict[i] == FOLIO_UNKNOWN))
-			unclaim(b, it, EBB_OUTCOME_BUSY);
+			unclaim(c, b, it, EBB_OUTCOME_BUSY);
 	}
 	return true;
 }
@@ -250,7 +258,7 @@ static void own(struct evict_context *c, struct block *b, unsigned int n)
 {
 	for (unsigned int i = 0; i < n; i++) {
 		struct item *it = &c->at->items[i];
-		uint64_t e = page_entry_in(it->entry, PE_PROTECTED);
+		uint64_t e = claimed(c, it->entry);
 
 		if (it->step != CLAIMED)
 			continue;
@@ -654,7 +662,7 @@ static bool begin(struct evict_context *c, struct block *b, const uint64_t *unit
 	if (atomic_load(&b->vm->restoring) || atomic_load(&b->gone) ||
 	    atomic_load(&b->vm->suspended) || atomic_load(&b->vm->joining)) {
 		for (unsigned int i = 0; i < n; i++)
-			unclaim(b, &c->at->items[i], EBB_OUTCOME_BUSY);
+			unclaim(c, b, &c->at->items[i], EBB_OUTCOME_BUSY);
 		return false;
 	}
 	look_at_prefetched(c, b, n);
@@ -666,7 +674,7 @@ static bool begin(struct evict_context *c, struct block *b, const uint64_t *unit
 	else if (!guard_by_probe(c, b, n))
 		for (unsigned int i = 0; i < n; i++)
 			if (c->at->items[i].step == CLAIMED)
-				unclaim(b, &c->at->items[i], EBB_OUTCOME_BUSY);
+				unclaim(c, b, &c->at->items[i], EBB_OUTCOME_BUSY);
 	own(c, b, n);
 	FAULT_POINT(evict_owned);
 	for (unsigned int i = 0; i < n;) {

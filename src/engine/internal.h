@@ -10,7 +10,7 @@
 
 #define UNIT_MAX_BYTES	  (UINT64_C(2) << 20)
 #define FAULT_THREADS_MAX 16
-#define EVICT_THREADS_MAX 16
+#define EVICT_THREADS_MAX 8  /* as PE_CLAIM can tell apart */
 #define EVICT_BATCH	  64 /* 4 KiB units at once: who writes to one waits for the others */
 #define EVICT_BATCH_MAX	  256
 #define EVICT_DEPTH	  2 /* batches at once, in an asynchronous tier */
@@ -233,7 +233,7 @@ struct evict_batch;
 int evictor_new(struct engine *eng, unsigned int index, struct evictor **out);
 void evictor_free(struct evictor *e);
 struct evict_context;
-int evict_context_new(struct engine *eng, struct evict_context **out);
+int evict_context_new(struct engine *eng, unsigned int index, struct evict_context **out);
 void evict_context_free(struct evict_context *c);
 void evict_context_refresh(struct evict_context *c);
 struct loader *evict_context_loader(struct evict_context *c);

@@ -342,12 +342,11 @@ int evictor_new(struct engine *eng, unsigned int index, struct evictor **out)
 	struct evictor *e = calloc(1, sizeof(*e));
 	int r;
 
-	(void)index;
 	if (!e)
 		return -ENOMEM;
 	e->t.eng = eng;
 	e->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = e->t.wake_fd < 0 ? -errno : evict_context_new(eng, &e->context);
+	r = e->t.wake_fd < 0 ? -errno : evict_context_new(eng, index, &e->context);
 	if (!r)
 		r = engine_thread_start(eng, &e->t, "ebb-evict", evictor_main, e);
 	if (r) {

@@ -124,7 +124,8 @@ void unit_cancel(struct block *b, uint64_t unit, uint64_t keep)
 	unit_unprotect(b, unit);
 	FAULT_POINT(cancel_lifted);
 	/* Lifting the protection woke the writers; WANTED may also stand for a missing fault. */
-	if (page_table_leave(&b->table, unit, page_entry_in(keep, unit_settled(b, unit))))
+	if (page_table_leave(&b->table, unit,
+			     page_entry_in(keep & ~PE_CLAIM, unit_settled(b, unit))))
 		unit_wake(b, unit);
 }
 

@@ -12,8 +12,8 @@ static const uint16_t edges[] = {
 	[PE_NONE] = TO(LOADING) | TO(RESIDENT) | TO(PINNED) | TO(CLEARING),
 	/* Eviction; a stale protection; the VMM punched it; a pin; a discard. */
 	[PE_RESIDENT] = TO(PROTECTED) | TO(UNPROTECTING) | TO(LOADING) | TO(PINNED) | TO(CLEARING),
-	/* Cancelled by a write; content may be read now; it was a hole already. */
-	[PE_PROTECTED] = TO(UNPROTECTING) | TO(STORING) | TO(CLEARING),
+	/* Cancelled by a write; content may be read now. */
+	[PE_PROTECTED] = TO(UNPROTECTING) | TO(STORING),
 	[PE_UNPROTECTING] = TO(RESIDENT) | TO(PINNED),
 	/* Stored; given up. */
 	[PE_STORING] = TO(PUNCHING) | TO(UNPROTECTING),
@@ -25,8 +25,8 @@ static const uint16_t edges[] = {
 	/* Unpinned; a stale protection; punched by the VMM; a discard. */
 	[PE_PINNED] = TO(RESIDENT) | TO(UNPROTECTING) | TO(LOADING) | TO(CLEARING),
 	[PE_LOST] = TO(CLEARING),
-	/* Done; could not be dropped. */
-	[PE_CLEARING] = TO(NONE) | TO(RESIDENT) | TO(PINNED) | TO(LOST),
+	/* Done; could not be dropped, or too late. */
+	[PE_CLEARING] = TO(NONE) | TO(RESIDENT) | TO(PINNED) | TO(EVICTED) | TO(LOST),
 };
 static_assert(sizeof(edges) / sizeof(edges[0]) == PE_STATES, "a row per state");
 
@@ -51,13 +51,15 @@ bool page_entry_sound(uint64_t e, bool away, uint64_t owner)
 {
 	bool has_content = page_entry_tier(e) != PE_TIER_FILL || page_entry_fill_sound(e, owner);
 
-	if (e >> 63 || ((e & PE_PARTIAL) && (e & PE_PARTIAL) != PE_PARTIAL))
+	if (e >> 63)
+		return false;
+	if (page_entry_state(e) == PE_PROTECTED || page_entry_state(e) == PE_UNPROTECTING)
+		return !away; /* the claim may still be there */
+	if ((e & PE_PARTIAL) && (e & PE_PARTIAL) != PE_PARTIAL)
 		return false;
 	switch (page_entry_state(e)) {
 	case PE_NONE:
 	case PE_RESIDENT:
-	case PE_PROTECTED:
-	case PE_UNPROTECTING:
 	case PE_STORING:
 	case PE_PINNED:
 		return !away;

@@ -78,6 +78,12 @@ enum page_state {
 #define PE_RECENT	(UINT64_C(1) << 60) /* evicted lately: coming back now is a refault */
 /* Evicted, but part of it is in place already: see unit.c. Both bits or none. */
 #define PE_PARTIAL (UINT64_C(3) << 61)
+/*
+ * PROTECTED: which evictor has claimed it, because between its claim and its taking it over a fault
+ * may have cancelled that claim, and another evictor made its own, which is not protected yet.
+ */
+#define PE_CLAIM_SHIFT 60
+#define PE_CLAIM       (UINT64_C(7) << PE_CLAIM_SHIFT)
 
 /*
  * Tier 0 is no backend: the content is one 32-bit pattern repeated. Its handle is that pattern and,

@@ -53,6 +53,23 @@ static void dontneed(struct rig *r)
 
 static sigjmp_buf bus;
 
+/* A discard whose time had come before it was looked at: nothing is given up, nobody dies of it. */
+static void late_discard(struct rig *r)
+{
+	rig_start(r, "", "");
+	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	rig_evict_all(r);
+	CHECK_EQ(native_call(r->vmm,
+			     "{\"execute\":\"discard\",\"arguments\":{\"id\":\"ram\",\"offset\":0,"
+			     "\"size\":65536,\"deadline\":1}}",
+			     NULL, 0),
+		 -EPROTO);
+	CHECK(strstr(native_error(r->vmm), "too late"));
+	rig_check_all(r);
+	CHECK_EQ(rig_number(r, "discards"), 0);
+	rig_end(r);
+}
+
 static void on_bus(int sig)
 {
 	siglongjmp(bus, sig);
@@ -465,6 +482,7 @@ int main(int argc, char **argv)
 	static const struct rig_case cases[] = {
 		{"discarded", discarded},
 		{"dontneed", dontneed},
+		{"late_discard", late_discard},
 		{"detach", detach},
 		{"detach_retries", detach_retries},
 		{"retried", retried},

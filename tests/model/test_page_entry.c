@@ -13,11 +13,11 @@
 static const char *const legal[PE_STATES] = {
 	/* to:                   N R P U S X E L I Q C   (X punching, I pinned, Q lost) */
 	[PE_NONE] = "= R . . . . . L I . C",	  [PE_RESIDENT] = ". = P U . . . L I . C",
-	[PE_PROTECTED] = ". . = U S . . . . . C", [PE_UNPROTECTING] = ". R . = . . . . I . .",
+	[PE_PROTECTED] = ". . = U S . . . . . .", [PE_UNPROTECTING] = ". R . = . . . . I . .",
 	[PE_STORING] = ". . . U = X . . . . .",	  [PE_PUNCHING] = ". . . U . = E . . . .",
 	[PE_EVICTED] = ". . . . . . = L . . C",	  [PE_LOADING] = "N R . . . . E = I Q .",
 	[PE_PINNED] = ". R . U . . . L = . C",	  [PE_LOST] = ". . . . . . . . . = C",
-	[PE_CLEARING] = "N R . . . . . . I Q =",
+	[PE_CLEARING] = "N R . . . . E . I Q =",
 };
 
 static void test_every_edge(void **state)
@@ -53,7 +53,8 @@ static void test_rules(void **state)
 
 		/* Content is dropped only after it was read and stored. */
 		assert_int_equal(page_entry_edge(s, PE_EVICTED),
-				 s == PE_PUNCHING || s == PE_LOADING || s == PE_EVICTED);
+				 s == PE_PUNCHING || s == PE_LOADING || s == PE_CLEARING ||
+					 s == PE_EVICTED);
 		assert_int_equal(page_entry_edge(s, PE_PUNCHING),
 				 s == PE_STORING || s == PE_PUNCHING);
 		/* Nobody protects what is owned. */

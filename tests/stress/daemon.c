@@ -18,20 +18,20 @@
 #include "base/clock.h"
 #include "base/fd.h"
 
-static void read_line(struct daemon *d)
+/* False when the daemon closed the connection. */
+static bool read_line(struct daemon *d)
 {
 	size_t n = 0;
 
 	while (n < sizeof(d->answer) - 1) {
-		ssize_t r = read(d->fd, d->answer + n, 1);
-
-		if (r != 1)
-			errx(1, "the daemon closed the control socket");
+		if (read(d->fd, d->answer + n, 1) != 1)
+			return false;
 		if (d->answer[n] == '\n')
 			break;
 		n++;
 	}
 	d->answer[n] = 0;
+	return true;
 }
 
 void daemon_begin(struct daemon *d)
@@ -50,7 +50,8 @@ void daemon_begin(struct daemon *d)
 	}
 }
 
-void daemon_reach(struct daemon *d)
+/* Its sockets are there; what it finds out of the kernel may be still to come. */
+static void meet(struct daemon *d)
 {
 	for (int i = 0; i < 6000; i++) {
 		d->fd = fd_connect_unix(d->control);
@@ -62,8 +63,14 @@ void daemon_reach(struct daemon *d)
 	}
 	if (d->fd < 0)
 		errx(1, "the daemon does not listen");
-	read_line(d); /* the greeting */
+	if (!read_line(d)) /* the greeting */
+		errx(1, "the daemon closed the control socket");
 	daemon_ask(d, "{\"execute\":\"qmp_capabilities\"}");
+}
+
+void daemon_reach(struct daemon *d)
+{
+	meet(d);
 	/* Answered when it knows the kernel, and has opened all that it keeps open. */
 	daemon_ask(d, "{\"execute\":\"query-host\"}");
 }
@@ -104,8 +111,25 @@ void daemon_connect(const struct daemon *d, struct daemon *out)
 	out->fd = fd_connect_unix(d->control);
 	if (out->fd < 0)
 		errx(1, "the daemon does not listen");
-	read_line(out); /* the greeting */
+	if (!read_line(out)) /* the greeting */
+		errx(1, "the daemon closed the control socket");
 	daemon_ask(out, "{\"execute\":\"qmp_capabilities\"}");
+}
+
+int daemon_reap(struct daemon *d)
+{
+	int status;
+
+	if (waitpid(d->pid, &status, 0) != d->pid)
+		err(1, "waitpid");
+	close(d->fd);
+	return status;
+}
+
+void daemon_next(struct daemon *d)
+{
+	daemon_begin(d);
+	meet(d);
 }
 
 void daemon_replace(struct daemon *d)
@@ -115,21 +139,40 @@ void daemon_replace(struct daemon *d)
 	daemon_reach(d);
 }
 
-const char *daemon_ask(struct daemon *d, const char *fmt, ...)
+static bool ask(struct daemon *d, const char *fmt, va_list ap)
 {
 	char line[4096];
-	va_list ap;
-	int n;
+	int n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
 
-	va_start(ap, fmt);
-	n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
-	va_end(ap);
 	line[n++] = '\n';
 	if (fd_send(d->fd, line, (size_t)n, NULL, 0))
-		errx(1, "cannot write to the control socket");
+		return false;
 	do {
-		read_line(d);
+		if (!read_line(d))
+			return false;
 	} while (strncmp(d->answer, "{\"event\"", 8) == 0 || strstr(d->answer, "\"timestamp\""));
+	return true;
+}
+
+bool daemon_try(struct daemon *d, const char *fmt, ...)
+{
+	va_list ap;
+	bool there;
+
+	va_start(ap, fmt);
+	there = ask(d, fmt, ap);
+	va_end(ap);
+	return there;
+}
+
+const char *daemon_ask(struct daemon *d, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (!ask(d, fmt, ap))
+		errx(1, "the daemon closed the control socket");
+	va_end(ap);
 	return d->answer;
 }
 

@@ -3,6 +3,7 @@
 #ifndef TESTS_STRESS_DAEMON_H
 #define TESTS_STRESS_DAEMON_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -31,6 +32,11 @@ void daemon_reach(struct daemon *d);
 void daemon_connect(const struct daemon *d, struct daemon *out);
 /* Kills it (SIGKILL) and starts another on the same folder. */
 void daemon_replace(struct daemon *d);
+/* The same for one that dies by itself: waits for its end and gives its wait status; the next. */
+int daemon_reap(struct daemon *d);
+void daemon_next(struct daemon *d);
+/* Like daemon_ask(), for one that may die: false when it did. */
+bool daemon_try(struct daemon *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */
 const char *daemon_ask(struct daemon *d, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

@@ -20,36 +20,20 @@
 #include "base/clock.h"
 #include "kernel/kernel_test.h"
 #include "stress/daemon.h"
+#include "stress/tagged.h"
 
 /*
  * Theory of operation
  *
- * The test process is the VMM. Each page of its RAM belongs to one worker thread, which remembers
- * the page's generation and checks and rewrites it at random: every 64 bytes carry the page's
- * number and generation, the rest is half noise, half zeroes. Meanwhile the main thread plays the
+ * The test process is the VMM. Its worker threads check and rewrite tagged pages (tagged.h) at
+ * random. Meanwhile the main thread plays the
  * operator and the VMM's other threads: limits up and down, forced reclaim, policies swapped,
  * prefetch of everything, discards, RAM plugged and unplugged, pins. A wrong tag ends the test at
  * once, with what was found; at the end all RAM is detached and checked once more.
  */
 
-#define PAGE	   4096u
-#define LINE	   64u
 #define WORKERS	   2
 #define BLOCKS_MAX 4
-
-struct tag {
-	uint64_t page, generation;
-};
-
-struct area {
-	struct native_ram ram;
-	struct native_ram twin; /* a second mapping of it; addr NULL: none */
-	uint64_t first_page;	/* in the numbering of the test */
-	size_t pages;
-	uint32_t *generation; /* 0: reads as zero */
-	_Atomic bool *busy;   /* a worker or the operator is at this page */
-	_Atomic bool in_use;
-};
 
 struct worker {
 	pthread_t thread;
@@ -61,55 +45,6 @@ static struct area areas[BLOCKS_MAX];
 static _Atomic bool stop;
 static struct worker workers[WORKERS];
 
-static uint64_t rng(uint64_t *s)
-{
-	*s ^= *s << 13;
-	*s ^= *s >> 7;
-	*s ^= *s << 17;
-	return *s;
-}
-
-static void write_page(char *p, uint64_t page, uint64_t generation, uint64_t *seed)
-{
-	bool noise = generation % 3;
-
-	for (size_t i = 0; i < PAGE; i += LINE) {
-		struct tag t = {page, generation};
-
-		if (noise)
-			for (size_t k = sizeof(t); k < LINE / 2 + sizeof(t); k += 8)
-				*(uint64_t *)(p + i + k) = rng(seed);
-		memcpy(p + i, &t, sizeof(t));
-	}
-}
-
-static void check_page(const char *p, uint64_t page, uint64_t generation, const char *when)
-{
-	for (size_t i = 0; i < PAGE; i += LINE) {
-		struct tag t;
-
-		memcpy(&t, p + i, sizeof(t));
-		if (generation ? t.page == page && t.generation == generation
-			       : t.page == 0 && t.generation == 0)
-			continue;
-		errx(1,
-		     "WRONG (%s): page %llu offset %zu: expected generation %llu, found page "
-		     "%llu generation %llu",
-		     when, (unsigned long long)page, i, (unsigned long long)generation,
-		     (unsigned long long)t.page, (unsigned long long)t.generation);
-	}
-}
-
-static bool take(struct area *a, size_t page)
-{
-	return !atomic_exchange(&a->busy[page], true);
-}
-
-static void give(struct area *a, size_t page)
-{
-	atomic_store(&a->busy[page], false);
-}
-
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
@@ -118,68 +53,22 @@ static void *worker_main(void *arg)
 		struct area *a = &areas[rng(&w->seed) % BLOCKS_MAX];
 		uint64_t r = rng(&w->seed);
 		size_t page;
-		char *p;
 
 		if (!atomic_load(&a->in_use))
 			continue;
 		page = (r >> 8) % a->pages;
 		if ((double)(r & 255) < w->hot * 256)
 			page /= 10;
-		if (!take(a, page))
+		if (!area_take(a, page))
 			continue;
 		if (atomic_load(&a->in_use)) {
-			p = (char *)(a->twin.addr && (r & 512) ? a->twin.addr : a->ram.addr) +
-			    page * PAGE;
-			check_page(p, a->first_page + page, a->generation[page], "access");
+			area_access(a, page, r & 512, r >> 63, &w->seed);
 			w->checks++;
-			if (r >> 63) {
-				write_page(p, a->first_page + page, ++a->generation[page],
-					   &w->seed);
-				w->writes++;
-			}
+			w->writes += r >> 63;
 		}
-		give(a, page);
+		area_give(a, page);
 	}
 	return NULL;
-}
-
-static void area_make(struct area *a, const char *id, size_t bytes, enum native_kind kind,
-		      uint64_t first_page)
-{
-	int r = native_ram_make(&a->ram, id, bytes, kind);
-
-	if (r)
-		errx(1, "cannot make RAM %s: %s", id, strerror(-r));
-	a->first_page = first_page;
-	a->pages = bytes / PAGE;
-	a->generation = calloc(a->pages, sizeof(*a->generation));
-	a->busy = calloc(a->pages, sizeof(*a->busy));
-	if (!a->generation || !a->busy)
-		err(1, "calloc");
-}
-
-static void area_fill(struct area *a, uint64_t *seed)
-{
-	/* A tenth is never touched. */
-	for (size_t i = 0; i < a->pages; i++)
-		if (i % 10)
-			write_page((char *)a->ram.addr + i * PAGE, a->first_page + i,
-				   ++a->generation[i], seed);
-	atomic_store(&a->in_use, true);
-}
-
-/* Holds all pages of [first, first + n), so that no worker is in them. */
-static void take_range(struct area *a, size_t first, size_t n)
-{
-	for (size_t i = first; i < first + n; i++)
-		while (!take(a, i))
-			usleep(50);
-}
-
-static void give_range(struct area *a, size_t first, size_t n)
-{
-	for (size_t i = first; i < first + n; i++)
-		give(a, i);
 }
 
 struct player {
@@ -243,7 +132,7 @@ static void do_discard(struct player *o)
 	size_t n = step * (1 + rng(&o->seed) % 4);
 	size_t first = rng(&o->seed) % (a->pages - n) / step * step;
 
-	take_range(a, first, n);
+	area_take_range(a, first, n);
 	if (rng(&o->seed) % 2) {
 		do_reclaim(o);
 		daemon_ask(o->d, "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\","
@@ -254,16 +143,15 @@ static void do_discard(struct player *o)
 		errx(1, "discard: %s", native_error(o->vmm));
 	memset(a->generation + first, 0, n * sizeof(*a->generation));
 	for (size_t i = first; i < first + n; i += 1 + rng(&o->seed) % 3)
-		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "discarded");
+		page_check((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "discarded");
 	/* A huge page is made of it behind our back. */
 	if (o->kind == NATIVE_THP)
 		usleep(100000);
 	/* Out of the page tables, not out of the file: found there again. */
 	if (madvise((char *)a->ram.addr + first * PAGE, n * PAGE, MADV_DONTNEED))
 		err(1, "madvise");
-	for (size_t i = first; i < first + n; i++)
-		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "dropped");
-	give_range(a, first, n);
+	area_check(a, first, n, "dropped");
+	area_give_range(a, first, n);
 }
 
 /* What a balloon does without telling anybody: the VMM punches its own file. */
@@ -273,7 +161,7 @@ static void do_punch(struct player *o)
 	size_t step = a->ram.page_bytes / PAGE, n = step * (1 + rng(&o->seed) % 4);
 	size_t first = rng(&o->seed) % (a->pages - n) / step * step;
 
-	take_range(a, first, n);
+	area_take_range(a, first, n);
 	/* Of what is evicted nobody hears by this, so it has to be there: pinned. */
 	if (native_pin(o->vmm, a->ram.id, first * PAGE, n * PAGE))
 		errx(1, "pin: %s", native_error(o->vmm));
@@ -281,11 +169,10 @@ static void do_punch(struct player *o)
 		      (off_t)(first * PAGE), (off_t)(n * PAGE)))
 		err(1, "fallocate");
 	memset(a->generation + first, 0, n * sizeof(*a->generation));
-	for (size_t i = first; i < first + n; i++)
-		check_page((char *)a->ram.addr + i * PAGE, a->first_page + i, 0, "punched");
+	area_check(a, first, n, "punched");
 	if (native_unpin(o->vmm, a->ram.id, first * PAGE, n * PAGE))
 		errx(1, "unpin: %s", native_error(o->vmm));
-	give_range(a, first, n);
+	area_give_range(a, first, n);
 }
 
 static void do_plug(struct player *o)
@@ -299,17 +186,11 @@ static void do_plug(struct player *o)
 		area_fill(a, &o->seed);
 	} else {
 		atomic_store(&a->in_use, false);
-		take_range(a, 0, a->pages);
+		area_take_range(a, 0, a->pages);
 		if (native_region_remove(o->vmm, "plugged", false))
 			errx(1, "region-remove: %s", native_error(o->vmm));
-		for (size_t i = 0; i < a->pages; i++)
-			check_page((char *)a->ram.addr + i * PAGE, a->first_page + i,
-				   a->generation[i], "unplugged");
-		native_ram_free(&a->ram);
-		free(a->generation);
-		free(a->busy);
-		a->generation = NULL;
-		a->busy = NULL;
+		area_check(a, 0, a->pages, "unplugged");
+		area_free(a);
 	}
 	o->plugged = !o->plugged;
 }
@@ -396,9 +277,8 @@ static void operate(struct player *o, double seconds)
 static void check_all(const char *when)
 {
 	for (int k = 0; k < BLOCKS_MAX; k++)
-		for (size_t i = 0; areas[k].generation && i < areas[k].pages; i++)
-			check_page((char *)areas[k].ram.addr + i * PAGE, areas[k].first_page + i,
-				   areas[k].generation[i], when);
+		if (areas[k].generation)
+			area_check(&areas[k], 0, areas[k].pages, when);
 }
 
 /* Stores the VM in a backend of this driver with these options (name=value,...). */
