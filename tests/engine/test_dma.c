@@ -4,7 +4,10 @@
 
 #include <err.h>
 #include <liburing.h>
+#include <pthread.h>
 #include <unistd.h>
+
+#include "engine/slow_file.h"
 
 #define UNITS 64
 
@@ -157,6 +160,116 @@ static void unguarded(struct rig *r)
 	rig_end(r);
 }
 
+/* A read() with O_DIRECT into a page of the guest's, in a thread of its own. */
+struct direct {
+	pthread_t thread;
+	int fd;
+	void *page;
+	off_t offset;
+	ssize_t result;
+};
+
+static void *direct_main(void *arg)
+{
+	struct direct *d = arg;
+
+	d->result = pread(d->fd, d->page, KT_PAGE, d->offset);
+	return NULL;
+}
+
+static void direct_begin(struct direct *d, const struct slow_file *f, void *page, size_t i)
+{
+	*d = (struct direct){.fd = slow_file_fd(f), .page = page, .offset = (off_t)(i * KT_PAGE)};
+	CHECK(!pthread_create(&d->thread, NULL, direct_main, d));
+}
+
+static void direct_end(struct direct *d)
+{
+	CHECK(!pthread_join(d->thread, NULL));
+	CHECK_EQ(d->result, KT_PAGE);
+}
+
+static void until_waiting(const struct slow_file *f, unsigned int n)
+{
+	for (int i = 0; i < 30000 && slow_file_waiting(f) < n; i++)
+		usleep(1000);
+	CHECK_EQ(slow_file_waiting(f), n);
+}
+
+static struct slow_file *need_slow_file(void)
+{
+	struct slow_file *f = slow_file_new();
+
+	if (!f)
+		SKIP("FUSE; runs where there is /dev/fuse, as in the lab");
+	CHECK(slow_file_fd(f) >= 0);
+	return f;
+}
+
+/* The same with reads of a file by O_DIRECT, which have begun when their pages are to go. */
+static void direct(struct rig *r)
+{
+	struct slow_file *f = need_slow_file();
+	struct direct d[UNITS / 8];
+
+	rig_start(r, "", "");
+	need_probe(r);
+	rig_attach(r, UNITS * KT_PAGE, NATIVE_SHMEM);
+	for (size_t i = 0; i < UNITS / 8; i++)
+		direct_begin(&d[i], f, rig_unit(r, 8 * i), i);
+	until_waiting(f, UNITS / 8);
+	for (int round = 0; round < 5; round++) {
+		rig_reclaim(r, 0);
+		kt_settle();
+	}
+	for (size_t i = 0; i < UNITS; i++)
+		CHECK_EQ(rig_cached(r, i), i % 8 == 0);
+	slow_file_go_on(f);
+	for (size_t i = 0; i < UNITS / 8; i++)
+		direct_end(&d[i]);
+	for (size_t i = 0; i < UNITS; i++) {
+		const char *p = rig_unit(r, i);
+
+		if (i % 8)
+			CHECK(rig_is(r, i, 1));
+		else
+			CHECK(p[0] == 'D' && p[KT_PAGE - 1] == 'D');
+	}
+	CHECK(rig_number(r, "evictions-busy") >= UNITS / 8);
+	rig_evict_all(r);
+	for (size_t i = 0; i < UNITS; i++)
+		rig_tag(r, i, 1);
+	slow_file_free(f);
+	rig_end(r);
+}
+
+/* And without a guard what the device wrote is nowhere. */
+static void direct_unguarded(struct rig *r)
+{
+	struct slow_file *f = need_slow_file();
+	struct direct d;
+	bool gone = false;
+
+	rig_start(r, "folio-probe = no\nallow-quarantine = yes\nquarantine-ms = 1\n", "");
+	rig_attach(r, UNITS * KT_PAGE, NATIVE_SHMEM);
+	for (int i = 0; i < 100 && !gone; i++) {
+		while (*rig_suspended(r))
+			usleep(10000);
+		direct_begin(&d, f, rig_unit(r, 8), 0);
+		until_waiting(f, 1);
+		rig_reclaim(r, 0);
+		gone = !rig_cached(r, 8);
+		slow_file_go_on(f);
+		direct_end(&d);
+		if (gone)
+			CHECK(rig_is(r, 8, 1));
+		rig_tag(r, 8, 1);
+	}
+	CHECK(gone);
+	slow_file_free(f);
+	rig_end(r);
+}
+
 /* Without the probe and without the operator's word nothing is evicted at all. */
 static void refused(struct rig *r)
 {
@@ -194,8 +307,13 @@ static void locked(struct rig *r)
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
-		{"refused", refused},	  {"registered", registered}, {"in_flight", in_flight},
-		{"unguarded", unguarded}, {"locked", locked},
+		{"refused", refused},
+		{"registered", registered},
+		{"in_flight", in_flight},
+		{"unguarded", unguarded},
+		{"locked", locked},
+		{"direct", direct},
+		{"direct_unguarded", direct_unguarded},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));

@@ -137,14 +137,14 @@ static size_t count_blocked(struct rig *r, struct kt_access *a)
  */
 static void lost_detach(struct rig *r)
 {
-	static struct kt_access a[128];
+	static struct kt_access a[32];
 	size_t n = 0, second = 0;
 	struct rig again;
 
 	rig_start(r, "", "load-error = 1/4");
 	daemon_ask(&r->d, "{\"execute\":\"query-host\"}");
 	if (!strstr(r->d.answer, "\"poison\":true")) {
-		rig_attach(r, MIB / 2, NATIVE_SHMEM);
+		rig_attach(r, 32 * KT_PAGE, NATIVE_SHMEM);
 		rig_evict_all(r);
 		n = count_blocked(r, a);
 		CHECK(n > 0 && n < r->units);
@@ -158,7 +158,7 @@ static void lost_detach(struct rig *r)
 		fflush(NULL);
 		_exit(0);
 	}
-	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	rig_attach(r, 32 * KT_PAGE, NATIVE_SHMEM);
 	again = *r;
 	/* Its page table has met none of it when it is let go of. */
 	CHECK_EQ(native_ram_map(&again.ram, "again", r->ram.bytes, NATIVE_SHMEM, r->ram.memfd), 0);
