@@ -201,7 +201,7 @@ static struct slow_file *need_slow_file(void)
 	struct slow_file *f = slow_file_new();
 
 	if (!f)
-		SKIP("FUSE; runs where there is /dev/fuse, as in the lab");
+		SKIP("FUSE");
 	CHECK(slow_file_fd(f) >= 0);
 	return f;
 }
