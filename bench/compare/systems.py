@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 
-from machine import Refused, cpu_seconds, read, vmstat, write, zram_pool
+from machine import Refused, read, thread_cpu_ns, vmstat, write, zram_pool
 
 KERNEL = {
     "none": "no limit",
@@ -139,13 +139,24 @@ class KernelCell(Cell):
                 time.sleep(0.1)
         raise Refused("the cgroup does not come down to its limit")
 
+    def share(self):
+        """Ours of what is in swap: others on the machine may be swapped out too."""
+        if self.version == 1:
+            ours = int(read(self.path + "/memory.memsw.usage_in_bytes")) - int(
+                read(self.path + "/memory.usage_in_bytes"))
+        else:
+            ours = int(read(self.path + "/memory.swap.current"))
+        used = sum(int(line.split()[3]) << 10
+                   for line in read("/proc/swaps").splitlines()[1:])
+        return min(1, ours / used) if used else 1
+
     def pool(self):
         if self.system.startswith("zram"):
-            return zram_pool(self.device)
+            return int(zram_pool(self.device) * self.share())
         # On version 2 it is charged to the cgroup.
         if self.system == "zswap" and self.version == 1:
             with contextlib.suppress(OSError):
-                return int(read("/sys/kernel/debug/zswap/pool_total_size"))
+                return int(int(read("/sys/kernel/debug/zswap/pool_total_size")) * self.share())
             raise Refused("zswap's pool cannot be counted (no debugfs, cgroup version 1)")
         return 0
 
@@ -153,7 +164,7 @@ class KernelCell(Cell):
         return self.usage() - self.pool()
 
     def helper_cpu(self):
-        return 0.0
+        return {}
 
 
 class EbbCell(Cell):
@@ -231,7 +242,7 @@ class EbbCell(Cell):
         return {key: sum(vm[key] for vm in vms) for key in keys}
 
     def helper_cpu(self):
-        return sum(cpu_seconds(self.daemon.pid))
+        return thread_cpu_ns(self.daemon.pid)
 
     def close(self):
         # The program first: its memory needs nobody then.

@@ -52,8 +52,7 @@ class Load:
     def answer(program):
         line = program.stdout.readline()
         if not line:
-            raise Refused("the program ended (status %s): out of memory, or wrong content"
-                          % program.wait())
+            raise Refused("the program ended (status %s)" % program.wait())
         return json.loads(line)
 
     def ask(self, line):
