@@ -82,6 +82,7 @@ static struct attachment *attachment_new(struct engine *eng, struct attach_reque
 	att->secondary = req->secondary;
 	att->ops = req->ops;
 	att->client = req->client;
+	att->zaps = req->ops && req->ops->zap;
 	att->serial = atomic_fetch_add(&eng->serial, 1) + 1;
 	pthread_mutex_init(&att->client_lock, NULL);
 	return att;

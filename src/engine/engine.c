@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* engine.c: making and ending the engine; its threads and their barrier. */
 #include <errno.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "base/log.h"
 #include "engine/internal.h"
@@ -15,7 +17,8 @@
  * Theory of operation
  *
  * An engine is a set of threads around a list of VMs: fault workers (fault.c), evictors
- * (reclaim.c), a prefetcher (prefetch.c), a keeper and a reaper (keeper.c). Callers from outside
+ * (reclaim.c), a prefetcher (prefetch.c), a zapper
+ * (zapper.c), a keeper and a reaper (keeper.c). Callers from outside
  * (control, attach) use engine.h from threads of their own. Several engines can live in one
  * process; nothing is global.
  *
@@ -40,6 +43,21 @@ void engine_thread_pass(struct engine_thread *t)
 	if (read(t->wake_fd, &drain, sizeof(drain)) < 0 && errno != EAGAIN)
 		return;
 	atomic_store(&t->passed, atomic_load(&t->eng->epoch));
+}
+
+void engine_thread_schedule(int nice, uint64_t slice_ns)
+{
+	/* struct sched_attr, which no header that goes with <sched.h> has. */
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime, deadline, period;
+	} attr = {.size = sizeof(attr), .policy = SCHED_OTHER, .nice = nice, .runtime = slice_ns};
+
+	if (syscall(SYS_sched_setattr, 0, &attr, 0))
+		return;
 }
 
 int engine_thread_start(struct engine *eng, struct engine_thread *t, const char *name,
@@ -194,6 +212,8 @@ static int start_threads(struct engine *eng)
 	if (!r)
 		r = prefetcher_new(eng, &eng->prefetcher);
 	if (!r)
+		r = zapper_new(eng, &eng->zapper);
+	if (!r)
 		r = keeper_new(eng, &eng->keeper);
 	return r;
 }
@@ -245,6 +265,7 @@ void engine_free(struct engine *eng)
 	keeper_end_reaper(eng->keeper);
 	atomic_store(&eng->stop, true);
 	keeper_free(eng->keeper);
+	zapper_free(eng->zapper);
 	prefetcher_free(eng->prefetcher);
 	for (unsigned int i = 0; i < eng->n_evictors; i++)
 		evictor_free(eng->evictors[i]);

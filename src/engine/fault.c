@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* fault.c: the threads that serve page faults. */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/fault_point.h"
 #include "engine/internal.h"
 #include "engine/thp.h"
+#include "sys/procinfo.h"
 #include "sys/uffd.h"
 
 /*
@@ -33,10 +33,21 @@
  */
 
 #define MESSAGES      64
+#define FOLLOW_FAULTS 64  /* after so many we look where their thread runs */
 #define LOADS	      32  /* asynchronous loads of 4 KiB in flight, per worker */
 #define HUGE_LOADS    4	  /* of 2 MiB */
 #define PREFETCH_ASKS 64  /* ranges that one fault may ask for */
 #define WAITING	      256 /* faults without a slot, per worker */
+
+/*
+ * Guests' threads stand still while they wait for a worker, which needs a CPU for some microseconds
+ * only: it goes before what has one for milliseconds. Also, a guest's thread that it has just woken
+ * on its own CPU does not take that from it before it sleeps again; else the next fault, coming at
+ * once, finds this worker awake and wakes another one for nothing, on another CPU.
+ * Not a real-time class: a guest that faults without end would take the CPUs from the others.
+ */
+#define FAULT_NICE     (-20)
+#define FAULT_SLICE_NS (NS_PER_MS / 10) /* the shortest that there is */
 
 struct load {
 	struct ebb_io io; /* first: io.user points back */
@@ -66,6 +77,11 @@ struct fault_worker {
 	/* Only while loads are in flight, so the blocks stay: see engine_thread_pass(). */
 	struct waiting waiting[WAITING];
 	unsigned int n_waiting;
+	cpu_set_t given;     /* the CPUs that we may use */
+	int cpu;	     /* the one that we keep to, -1: any; see follow() */
+	uint32_t thread;     /* whose faults we serve */
+	unsigned int served; /* of them, since we last looked where it runs */
+	bool mixed;	     /* there were others' since */
 };
 
 struct wanted {
@@ -120,7 +136,7 @@ static void check_limit(struct vm *vm)
 	uint64_t limit = atomic_load_explicit(&vm->limit_bytes, memory_order_relaxed);
 	uint64_t resident = (uint64_t)atomic_load_explicit(&vm->resident, memory_order_relaxed);
 
-	if (!limit || resident <= reclaim_target(vm))
+	if (!limit || resident <= reclaim_begin(vm))
 		return;
 	if (resident > limit)
 		vm_count(vm, COUNTER_limit_excess);
@@ -582,6 +598,49 @@ static void on_message(struct fault_worker *w, struct attachment *att, const str
 	resolve(w, &f);
 }
 
+/* From now on on this CPU; -1: on any that we were given. */
+static void keep_to(struct fault_worker *w, int cpu)
+{
+	cpu_set_t one;
+
+	if (cpu < 0 || cpu >= CPU_SETSIZE || !CPU_ISSET((unsigned int)cpu, &w->given))
+		cpu = -1;
+	if (cpu == w->cpu)
+		return;
+	CPU_ZERO(&one);
+	if (cpu >= 0)
+		CPU_SET((unsigned int)cpu, &one);
+	if (sched_setaffinity(0, sizeof(one), cpu >= 0 ? &one : &w->given) == 0)
+		w->cpu = cpu;
+}
+
+/*
+ * A thread that faults stands still until we are through, so its CPU is as good as ours, and near:
+ * there, a fault costs two context switches. The scheduler does not see that. It wakes us on
+ * another CPU if that one is idle, which then has to be woken, and when we are through the first
+ * one has to be: several times as much, and most where CPUs are virtual. So as long as all faults
+ * are one thread's, we go where it is. When others fault too, or none does, the scheduler chooses.
+ */
+static void follow(struct fault_worker *w, struct attachment *att, const struct uffd_msg *msgs,
+		   int n)
+{
+	int cpu;
+
+	for (int i = 0; i < n; i++) {
+		uint32_t thread = msgs[i].arg.pagefault.feat.ptid;
+
+		w->mixed |= thread != w->thread;
+		w->thread = thread;
+	}
+	w->served += (unsigned int)n;
+	if (w->served < FOLLOW_FAULTS)
+		return;
+	cpu = w->mixed || !w->thread ? -1 : procinfo_thread_cpu(att->pid, (pid_t)w->thread);
+	w->served = 0;
+	w->mixed = false;
+	keep_to(w, cpu);
+}
+
 static void serve(struct fault_worker *w, struct attachment *att)
 {
 	uint64_t start_ns;
@@ -595,6 +654,7 @@ static void serve(struct fault_worker *w, struct attachment *att)
 	start_ns = clock_ns();
 	for (int i = 0; i < n; i++)
 		on_message(w, att, &w->msgs[i], start_ns);
+	follow(w, att, w->msgs, n);
 }
 
 /* Asynchronous backends: their channels' descriptors join the epoll set. */
@@ -612,26 +672,15 @@ static void watch_channels(struct fault_worker *w)
 	}
 }
 
-/*
- * Guests' threads stand still while they wait for a worker, which needs a CPU for some microseconds
- * only: it goes before what has one for milliseconds. Also, a guest's thread that it has just woken
- * on its own CPU does not take that from it before it sleeps again; else the next fault, coming at
- * once, finds this worker awake and wakes another one for nothing, on another CPU.
- * Not a real-time class: a guest that faults without end would take the CPUs from the others.
- */
-static void go_first(void)
-{
-	/* Without the right to, everything works as well, later. */
-	if (setpriority(PRIO_PROCESS, (id_t)gettid(), -20))
-		return;
-}
-
 static void *fault_main(void *arg)
 {
 	struct fault_worker *w = arg;
 	struct epoll_event ev[16];
 
-	go_first();
+	engine_thread_schedule(FAULT_NICE, FAULT_SLICE_NS);
+	w->cpu = -1;
+	if (sched_getaffinity(0, sizeof(w->given), &w->given))
+		CPU_ZERO(&w->given);
 	while (!atomic_load(&w->t.eng->stop)) {
 		/* Small identifiers are tiers, 0 the wake-up, everything else an attachment. */
 		int n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
@@ -650,6 +699,8 @@ static void *fault_main(void *arg)
 		if (w->in_flight)
 			for (unsigned int t = 1; t < PE_TIERS; t++)
 				poll_tier(w, t);
+		if (n == 0 && !w->in_flight)
+			keep_to(w, -1);
 		if (pass) {
 			loader_flush_frees(&w->loader);
 			if (!w->in_flight) {

@@ -51,6 +51,7 @@ struct evictor;
 struct fault_worker;
 struct keeper;
 struct prefetcher;
+struct zapper;
 
 struct engine {
 	struct engine_config config;
@@ -82,6 +83,7 @@ struct engine {
 	int evict_fd; /* eventfd (semaphore) that evictors sleep on */
 	struct keeper *keeper;
 	struct prefetcher *prefetcher;
+	struct zapper *zapper;
 	void *zeroes; /* UNIT_MAX_BYTES of them, read-only */
 	struct log_limit *limits;
 };
@@ -93,6 +95,11 @@ void engine_thread_pass(struct engine_thread *t);
 /* Told to stop (engine.stop is set), joined, unlinked. */
 void engine_thread_join(struct engine_thread *t);
 void engine_thread_wake(struct engine_thread *t);
+/*
+ * How the calling thread shares CPUs: its nice value, and how long it wants to run at a time (from
+ * Linux 6.12 on; the shorter, the sooner it runs). Without the right to, all works as well, later.
+ */
+void engine_thread_schedule(int nice, uint64_t slice_ns);
 /*
  * Returns when every engine thread has passed once since the call: what was unpublished before it
  * is in nobody's hands. Not from an engine thread.
@@ -246,6 +253,8 @@ uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *uni
 bool reclaim_round(struct evict_context *c, struct vm *vm);
 /* The resident bytes that eviction aims at; UINT64_MAX without a limit. */
 uint64_t reclaim_target(const struct vm *vm);
+/* Above this, faults wake an evictor; UINT64_MAX without a limit. */
+uint64_t reclaim_begin(const struct vm *vm);
 /* How far faults may go over the limit. */
 uint64_t reclaim_bound(uint64_t limit);
 /* Nothing can be evicted now, so waiting for room would be in vain. */
@@ -270,10 +279,21 @@ int tracker_present(struct block *b, uint64_t unit, uint64_t count, uint64_t *bi
 void tracker_forget_chunk(struct block *b, uint64_t unit, uint64_t count);
 /* Takes one access window for a VM whose policy wants it. */
 void tracker_window(struct vm *vm);
+/* Drops the page-table entries of these units in every process, by its own client if it can. */
+void tracker_zap(struct vm *vm, const struct ebb_range *ranges, unsigned int n);
+
+/* ---- zapper.c: drops page-table entries while others go on ---- */
+int zapper_new(struct engine *eng, struct zapper **out);
+void zapper_free(struct zapper *z);
+/* False: it is not taken, do it yourself. Never blocks. */
+bool zapper_push(struct vm *vm, const struct ebb_range *range);
 
 /* ---- prefetch.c ---- */
 /* The unit came back in small pages: to be made one huge page. Fault-safe, may be dropped. */
 void collapse_push(struct vm *vm, uint64_t vm_unit);
+/* False when it is full. Any thread, never blocks; one thread pops. */
+bool ring_push(struct prefetch_ring *r, const struct ebb_range *range);
+bool ring_pop(struct prefetch_ring *r, struct ebb_range *out);
 int prefetcher_new(struct engine *eng, struct prefetcher **out);
 void prefetcher_free(struct prefetcher *p);
 /* From the fault path: hand ranges over. Never blocks; drops what does not fit. */

@@ -32,16 +32,17 @@ struct prefetcher {
 	struct loader loader;
 };
 
-static void ring_push(struct prefetch_ring *r, const struct ebb_range *range)
+bool ring_push(struct prefetch_ring *r, const struct ebb_range *range)
 {
 	uint64_t head = atomic_load(&r->head);
 
 	do {
 		if (head - atomic_load(&r->tail) >= PREFETCH_RING)
-			return;
+			return false;
 	} while (!atomic_compare_exchange_weak(&r->head, &head, head + 1));
 	r->slots[head % PREFETCH_RING] = *range;
 	atomic_store_explicit(&r->ready[head % PREFETCH_RING], true, memory_order_release);
+	return true;
 }
 
 void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n)
@@ -111,7 +112,7 @@ void collapse_push(struct vm *vm, uint64_t vm_unit)
 	engine_prefetch_kick(vm->eng);
 }
 
-static bool pop(struct prefetch_ring *r, struct ebb_range *out)
+bool ring_pop(struct prefetch_ring *r, struct ebb_range *out)
 {
 	uint64_t tail = atomic_load(&r->tail);
 
@@ -214,9 +215,9 @@ static bool work_on(struct prefetcher *p, struct vm *vm)
 {
 	struct ebb_range range;
 
-	while (!atomic_load(&vm->dead) && pop(&vm->prefetch_ring, &range))
+	while (!atomic_load(&vm->dead) && ring_pop(&vm->prefetch_ring, &range))
 		fetch(p, vm, range);
-	while (!atomic_load(&vm->dead) && pop(&vm->collapse_ring, &range))
+	while (!atomic_load(&vm->dead) && ring_pop(&vm->collapse_ring, &range))
 		collapse(vm, range.first);
 	return !atomic_load(&vm->dead) && fetch_bulk(p, vm);
 }

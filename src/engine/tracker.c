@@ -27,6 +27,7 @@
 #define CHUNK	     4096u /* units looked at at once: 16 MiB of small pages */
 #define ZAPS	     128u
 #define ZAP_PAUSE_NS (10 * NS_PER_S)
+#define ZAPPER_UNITS 64u /* fewer are dropped faster than a client is asked */
 
 static void set_bit(uint64_t *bitmap, uint64_t i)
 {
@@ -166,6 +167,7 @@ int tracker_present(struct block *b, uint64_t unit, uint64_t count, uint64_t *bi
  */
 struct zap_batch {
 	struct attachment *att;
+	bool by_client; /* where it can: there is time */
 	bool huge;
 	struct iovec v[ZAPS];
 	unsigned int n;
@@ -199,7 +201,9 @@ static void flush_zaps(struct zap_batch *z)
 
 	if (!z->n)
 		return;
-	r = z->huge ? ask_client(z->att, z) : pageout_zap(z->att->pidfd, z->v, z->n);
+	r = z->huge || z->by_client ? ask_client(z->att, z) : -ENOTSUP;
+	if (r && !z->huge)
+		r = pageout_zap(z->att->pidfd, z->v, z->n);
 	if (r)
 		z->result = r;
 	z->n = 0;
@@ -281,6 +285,57 @@ static uint64_t cpu_ns(void)
 	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
+void tracker_zap(struct vm *vm, const struct ebb_range *ranges, unsigned int n)
+{
+	struct zap_batch z = {.by_client = true};
+	uint64_t start = cpu_ns();
+
+	for (unsigned int i = 0; i < n; i++)
+		for_each_part(vm, ranges[i].first, ranges[i].count, zap_part, &z);
+	flush_zaps(&z);
+	vm_add(vm, COUNTER_scan_cpu_ns, cpu_ns() - start);
+}
+
+/* Not a block of small pages, or a process whose client does not zap. */
+static int needs_host(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
+{
+	bool *needs = arg;
+
+	(void)unit;
+	(void)count;
+	(void)at;
+	*needs |= b->kind != BLOCK_SHMEM;
+	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
+		struct mapping *m = atomic_load(&b->mappings[i]);
+
+		*needs |= m && !atomic_load(&m->att->dead) &&
+			  (!m->att->zaps || clock_ns() < atomic_load(&m->att->no_zap_until_ns));
+	}
+	return 0;
+}
+
+/*
+ * A client drops the entries of a whole range for a tenth of what it costs from here: a remote
+ * MADV_PAGEOUT flushes the TLBs for every page that was written to. But it has to be asked, which
+ * takes several wake-ups; so the zapper asks, and an eviction does not wait for it.
+ */
+static bool leave_to_zapper(struct vm *vm, const struct ebb_range *ranges, uint32_t n)
+{
+	uint64_t units = 0;
+	bool needs = false;
+
+	for (uint32_t i = 0; i < n && !needs; i++) {
+		units += ranges[i].count;
+		for_each_part(vm, ranges[i].first, ranges[i].count, needs_host, &needs);
+	}
+	if (needs || units < ZAPPER_UNITS)
+		return false;
+	for (uint32_t i = 0; i < n; i++)
+		if (!zapper_push(vm, &ranges[i]))
+			tracker_zap(vm, &ranges[i], 1);
+	return true;
+}
+
 static int host_clear_accessed(void *ctx, const struct ebb_range *ranges, uint32_t n)
 {
 	struct vm *vm = ctx;
@@ -289,6 +344,8 @@ static int host_clear_accessed(void *ctx, const struct ebb_range *ranges, uint32
 
 	if (!vm_has_tracker(vm))
 		return -ENOTSUP;
+	if (leave_to_zapper(vm, ranges, n))
+		return 0;
 	for (uint32_t i = 0; i < n; i++)
 		for_each_part(vm, ranges[i].first, ranges[i].count, zap_part, &z);
 	flush_zaps(&z);

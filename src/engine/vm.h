@@ -118,7 +118,8 @@ struct attachment {
 	pthread_mutex_t client_lock; /* around ops: the connection may go at any time */
 	const struct attach_client_ops *ops;
 	void *client;
-	_Atomic uint64_t no_zap_until_ns; /* a request was not answered */
+	bool zaps;			  /* its client said that it serves this request */
+	_Atomic uint64_t no_zap_until_ns; /* one was not answered */
 	struct own_mapping *own;	  /* a stand-in's: see orphan.c */
 };
 
@@ -129,7 +130,7 @@ struct recent_ring {
 	pthread_mutex_t lock;
 };
 
-/* Ranges that the prefetcher was asked for on the fault path. */
+/* Ranges that the prefetcher (on the fault path) or the zapper was asked for. */
 #define PREFETCH_RING 1024u
 struct prefetch_ring {
 	_Atomic uint64_t head, tail;
@@ -246,7 +247,7 @@ struct vm {
 	pthread_mutex_t policy_lock; /* serialises policy hooks */
 	struct vm_policy reclaim, prefetch;
 	_Atomic bool reclaim_wants_faults;
-	struct prefetch_ring prefetch_ring, collapse_ring;
+	struct prefetch_ring prefetch_ring, collapse_ring, zap_ring;
 	struct bulk_queue bulk;
 	_Atomic(struct vm_trace *) trace; /* a recording under way; set and cleared by its job */
 	pthread_mutex_t op_lock;	  /* guards: */

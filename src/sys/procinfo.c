@@ -3,11 +3,15 @@
 #include "sys/procinfo.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#include "base/fd.h"
 
 /*
  * Theory of operation. Each function opens a text file of the kernel's, reads what it needs and
@@ -257,4 +261,26 @@ int procinfo_pool(uint64_t page_bytes, struct procinfo_pool *out)
 	}
 	*out = pool;
 	return 0;
+}
+
+int procinfo_thread_cpu(pid_t pid, pid_t thread)
+{
+	char path[64], text[1024], *at;
+	FD_OWNED fd = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, thread);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	n = read(fd, text, sizeof(text) - 1);
+	if (n < 0)
+		return -errno;
+	text[n] = 0;
+	/* The name may hold anything; behind it are numbers: the state is the third field of the
+	 * line, the CPU the 39th. */
+	at = strrchr(text, ')');
+	for (int field = 3; at && field <= 39; field++)
+		at = strchr(at + 1, ' ');
+	return at ? atoi(at + 1) : -EIO;
 }

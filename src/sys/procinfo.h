@@ -15,6 +15,11 @@ int procinfo_pins(pid_t pid, uint64_t *pinned_bytes, uint64_t *locked_bytes);
 /* When the process began, in clock ticks since the boot: with the pid it names a process for good.
  */
 int procinfo_start(pid_t pid, uint64_t *ticks);
+/*
+ * The CPU that a thread runs on, or ran on last; -errno. Unlike the others it allocates nothing,
+ * and costs a few microseconds.
+ */
+int procinfo_thread_cpu(pid_t pid, pid_t thread);
 
 /* What the mappings of a range have in common. */
 struct procinfo_range {

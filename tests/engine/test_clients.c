@@ -2,9 +2,11 @@
 /* test_clients.c: clients that die, unmap and truncate under the daemon. */
 #include "engine/rig.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/ioctl.h>
@@ -280,12 +282,98 @@ static void taken(struct rig *r)
 	rig_end(r);
 }
 
+/* What a policy wants dropped from page tables is asked of the client, which does it for less. */
+static void asked(struct rig *r)
+{
+	size_t pages = 64 * MIB / KT_PAGE;
+
+	rig_start(r, "", NULL);
+	rig_attach(r, 64 * MIB, NATIVE_SHMEM);
+	daemon_ask(&r->d, "{\"execute\":\"policy-set\",\"arguments\":"
+			  "{\"vm\":\"vm\",\"role\":\"reclaim\",\"policy\":\"clock\"}}");
+	CHECK(strncmp(r->d.answer, "{\"return\"", 9) == 0);
+	rig_limit(r, 32 * MIB);
+	/* The clock looks who was in use: units touched now and then, while others have to go. */
+	for (int round = 0; round < 1000 && !native_zaps(r->vmm); round++)
+		for (size_t i = 0; i < pages; i += 16)
+			CHECK(rig_is(r, (i + (size_t)round) % pages, 1));
+	CHECK(native_zaps(r->vmm));
+	rig_check_all(r);
+	rig_end(r);
+}
+
+/* CPUs that the daemon's fault workers may use: the fewest of any of them, and one such. */
+static int worker_cpus(const struct rig *r, unsigned int *one)
+{
+	char path[64], name[32];
+	int least = CPU_SETSIZE;
+	struct dirent *task;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)r->d.pid);
+	dir = opendir(path);
+	CHECK(dir);
+	while ((task = readdir(dir))) {
+		cpu_set_t set;
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/%d/task/%.16s/comm", (int)r->d.pid,
+			 task->d_name);
+		f = fopen(path, "re");
+		name[0] = 0;
+		if (f && !fgets(name, sizeof(name), f))
+			name[0] = 0;
+		if (f)
+			fclose(f);
+		if (strcmp(name, "ebb-fault\n") ||
+		    sched_getaffinity(atoi(task->d_name), sizeof(set), &set) ||
+		    CPU_COUNT(&set) >= least)
+			continue;
+		least = CPU_COUNT(&set);
+		for (*one = 0; !CPU_ISSET(*one, &set);)
+			++*one;
+	}
+	closedir(dir);
+	return least;
+}
+
+/* A worker goes where the only thread is that faults, and is free again when it is idle. */
+static void followed(struct rig *r)
+{
+	unsigned int last = 0, at;
+	cpu_set_t all, one;
+
+	CHECK(!sched_getaffinity(0, sizeof(all), &all));
+	if (CPU_COUNT(&all) < 2) {
+		printf("skipped: one CPU; runs where there are more\n");
+		exit(77);
+	}
+	for (unsigned int i = 0; i < CPU_SETSIZE; i++)
+		last = CPU_ISSET(i, &all) ? i : last;
+	rig_start(r, "", NULL);
+	rig_attach(r, 16 * MIB, NATIVE_SHMEM);
+	rig_evict_all(r);
+	CHECK_EQ(worker_cpus(r, &at), CPU_COUNT(&all));
+	CPU_ZERO(&one);
+	CPU_SET(last, &one);
+	CHECK(!sched_setaffinity(0, sizeof(one), &one));
+	rig_check_all(r); /* 4096 faults */
+	CHECK_EQ(worker_cpus(r, &at), 1);
+	CHECK_EQ(at, last);
+	CHECK(!sched_setaffinity(0, sizeof(all), &all));
+	for (int i = 0; i < 3000 && worker_cpus(r, &at) == 1; i++)
+		usleep(10000);
+	CHECK_EQ(worker_cpus(r, &at), CPU_COUNT(&all));
+	rig_end(r);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
 		{"exits", exits},	  {"unmaps", unmaps},
 		{"truncates", truncates}, {"detached_early", detached_early},
-		{"taken", taken},
+		{"taken", taken},	  {"asked", asked},
+		{"followed", followed},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));

@@ -48,6 +48,25 @@ static void test_pins(void **state)
 	close(fd);
 }
 
+static void test_thread_cpu(void **state)
+{
+	cpu_set_t all, one;
+
+	assert_int_equal(sched_getaffinity(0, sizeof(all), &all), 0);
+	/* With a name that looks like what follows it in the file. */
+	prctl(PR_SET_NAME, "a) b 1 2 3");
+	for (unsigned int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &all))
+			continue;
+		CPU_ZERO(&one);
+		CPU_SET(cpu, &one);
+		assert_int_equal(sched_setaffinity(0, sizeof(one), &one), 0);
+		assert_int_equal(procinfo_thread_cpu(getpid(), gettid()), cpu);
+	}
+	assert_int_equal(sched_setaffinity(0, sizeof(all), &all), 0);
+	assert_true(procinfo_thread_cpu(getpid(), 0) < 0);
+}
+
 static void test_pins_of_the_dead(void **state)
 {
 	uint64_t pinned, locked;
@@ -298,7 +317,7 @@ int main(void)
 		cmocka_unit_test(test_pins),	    cmocka_unit_test(test_pins_of_the_dead),
 		cmocka_unit_test(test_range_flags), cmocka_unit_test(test_range_of_hugetlb),
 		cmocka_unit_test(test_swap),	    cmocka_unit_test(test_memcg),
-		cmocka_unit_test(test_pool),
+		cmocka_unit_test(test_pool),	    cmocka_unit_test(test_thread_cpu),
 	};
 
 	if (geteuid()) {
