@@ -646,6 +646,11 @@ static void handed_over(void **state)
 		for (uint32_t i = 0; i < 200; i++)
 			assert_int_equal(load(&r, i, h[i]), 0);
 	}
+	/* It has ended as well, so that all can be closed here. */
+	assert_int_equal(backend_resume(r.b), 0);
+	for (uint32_t i = 0; i < 200; i++)
+		assert_int_equal(load(&r, i, h[i]), 0);
+	rig_close(&r);
 	munmap(h, OBJECTS * sizeof(*h));
 	keeper_end(keeper);
 }
