@@ -16,7 +16,7 @@
 #include "proof.h"
 
 #define NONE	     UINT32_MAX
-#define READY_MAX    16u	 /* segments leased ahead for one space */
+#define READY_MAX    16u /* segments leased ahead for one space */
 #define CLEAN_SPARE  2u	 /* free segments that only cleaning may take */
 #define WRITES_MAX   32u /* merged writes of a channel, waiting or in flight */
 #define WRITE_PIECES 64u /* separate buffers in one write */
