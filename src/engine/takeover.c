@@ -50,10 +50,11 @@ struct takeover {
 	} sum;
 };
 
-static int note_handle(struct handles *h, uint64_t handle)
+/* most: how many there can be, as far as is known; only what is used takes memory. */
+static int note_handle(struct handles *h, uint64_t handle, uint64_t most)
 {
 	if (h->n == h->room) {
-		uint64_t room = h->room ? 2 * h->room : 4096;
+		uint64_t room = h->room ? 2 * h->room : most;
 		uint64_t *list = realloc(h->list, room * sizeof(*list));
 
 		if (!list)
@@ -147,7 +148,8 @@ static bool renumber(struct takeover *t, uint64_t *e)
 	if (!t->tier[tier])
 		return false;
 	*e = page_entry_with_copy(*e, t->tier[tier], page_entry_handle(*e));
-	return note_handle(&t->handles[t->tier[tier]], page_entry_handle(*e)) == 0;
+	return note_handle(&t->handles[t->tier[tier]], page_entry_handle(*e),
+			   atomic_load(&t->vm->units) + 1) == 0;
 }
 
 static void account(struct takeover *t, const struct block *b, uint64_t e, uint64_t units)
@@ -210,7 +212,7 @@ static void restore_pin(struct block *b, uint64_t unit)
 static int repair_block(struct takeover *t, struct block *b)
 {
 	for (uint64_t u = 0; u < b->units; u++) {
-		bool away = page_table_away(&b->table, u);
+		bool away = page_table_away(&b->table, u), sound;
 		uint64_t was, e;
 
 		if (u % PAGE_TABLE_RUN == 0 && page_table_uniform(&b->table, u, &e) &&
@@ -221,9 +223,10 @@ static int repair_block(struct takeover *t, struct block *b)
 			continue;
 		}
 		e = was = page_table_get(&b->table, u);
-		if (page_entry_sound(was, away, unit_owner(b, u)))
+		sound = page_entry_sound(was, away, unit_owner(b, u));
+		if (sound)
 			e = repair(b, u, was, away);
-		if (!page_entry_sound(was, away, unit_owner(b, u)) || !renumber(t, &e)) {
+		if (!sound || !renumber(t, &e)) {
 			/* Not to be believed: that unit alone is given up, never guessed. */
 			t->damaged++;
 			e = page_entry_bare(PE_LOST);

@@ -4,6 +4,7 @@
 import json
 import mmap
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -206,6 +207,25 @@ def test_backend_that_crashes(binary):
         assert [b["state"] for b in ask(d, "query-backends")] == ["ready"]
         evicted(d, 32 * MIB)
         assert g.wrong_pages() == 0
+
+
+def test_ends_leave_memory_to_the_next(binary):
+    """quit without drain, and SIGTERM: faults wait for the next daemon, which has everything."""
+    with Daemon(binary) as d, attached(d) as g:
+        for how in ("quit", "SIGTERM"):
+            evicted(d, 32 * MIB)
+            if how == "quit":
+                ask(d, "quit")
+            else:
+                d.child.terminate()
+            assert d.wait() == 0, how
+            g.child.stdin.write("compare\n")
+            g.child.stdin.flush()
+            # It waits: it must not be through, however long we look.
+            assert not select.select([g.child.stdout], [], [], 0.5)[0], g.child.stdout.readline()
+            d.start()
+            assert int(g.child.stdout.readline()) == 0, how
+            assert vm(d)["pages-lost"] == 0, vm(d)
 
 
 def test_quit_drain(binary):

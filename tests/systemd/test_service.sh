@@ -15,7 +15,7 @@ if [ "${1-}" != --in-the-box ]; then
 		echo "FAILED: no $build/ebbd"
 		exit 1
 	fi
-	exec "$top/tests/lab/sdbox" -t 130 -- \
+	exec "$top/tests/lab/sdbox" -t 180 -- \
 		env EBB_BUILD="$build" "$(readlink -f "$0")" --in-the-box "$1"
 fi
 vm_program=$2
@@ -203,6 +203,29 @@ until_true 20 restarted "$pid"
 ok "after a crash it is back" $?
 same "restarted once" 1 "$(property NRestarts)"
 vm_came_through vm-kept
+
+reclaim_vm vm-kept
+pid=$(property MainPID)
+kill -ABRT "$pid"
+until_true 20 restarted "$pid"
+ok "after an abort it is back" $?
+vm_came_through vm-kept
+
+# A policy that crashes, and whose setting survives, so that it crashes again.
+reclaim_vm vm-kept
+plugins=$(sed -n 's,.* \(/.*/policies\)/clock\.so$,\1,p' /tmp/install.log)
+install -m 644 "$build/tests/policies/crash.so" "$plugins/"
+ok "a policy is installed" $?
+ebbctl policy-set vm-kept role=reclaim policy=crash in=tick >/dev/null
+put_aside()
+{
+	ebbctl --json query-vm vm-kept 2>/dev/null | grep -q '"policy-failure": *"policy crash'
+}
+until_true 40 put_aside
+ok "after two crashes in a policy the daemon comes back without it" $?
+vm_came_through vm-kept
+ebbctl policy-set vm-kept role=reclaim policy=clock >/dev/null
+ok "and takes another one" $?
 
 # A short watchdog for the test; the unit's own is long enough for a busy host.
 mkdir -p /run/systemd/system/ebbd.service.d
