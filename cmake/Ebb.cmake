@@ -30,6 +30,20 @@ macro(ebb_pkg name module)
   endif()
 endmacro()
 
+# ebb_optional(OPTION WHAT MODULE...): turns a part of the build off, and says so, where one of its
+# pkg-config modules is missing.
+macro(ebb_optional option what)
+  if(${option})
+    foreach(module ${ARGN})
+      pkg_check_modules(EBB_TRY_${module} QUIET ${module})
+      if(NOT EBB_TRY_${module}_FOUND)
+        message(WARNING "${what} is left out: no ${module} here (scripts/deps names the package)")
+        set(${option} OFF)
+      endif()
+    endforeach()
+  endif()
+endmacro()
+
 # ebb_module(NAME SOURCES ... DEPS ...): one static library ebb_NAME of src/NAME.
 # Includes are written "NAME/file.h", from src/.
 function(ebb_module name)

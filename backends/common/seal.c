@@ -11,8 +11,10 @@
  *
  * Both ways are ChaCha20-Poly1305 of RFC 8439: encrypted content is its ciphertext, plain content
  * its additional data. ChaCha20 makes the one-time key of each tag from key and nonce, so a tag
- * tells nothing about another one. The nonce is seal_id, all 96 bits of it; the two ways have keys
- * of their own, derived from the VM's with keyed BLAKE2b, so that one nonce may serve each of them.
+ * tells nothing about another one. The nonce is count and place, all 96 bits; the owner goes into
+ * the tag, too (as additional data, or where the content is that, as a text that is not kept). The
+ * two ways have keys of their own, derived from the VM's with keyed BLAKE2b, so that one nonce may
+ * serve each of them.
  *
  * A keyed tag also for plain content, not a checksum: what stores it may be another host, and bit
  * rot is not the only way in which content can come back wrong.
@@ -53,51 +55,67 @@ static struct nonce nonce_of(struct seal_id id)
 	return n;
 }
 
+/* The tag of plain content. */
+static void plain_tag(const struct seal *s, struct seal_id id, const void *in, uint32_t len,
+		      uint8_t tag[SEAL_TAG_BYTES])
+{
+	struct nonce n = nonce_of(id);
+	uint8_t owner[sizeof(id.owner)];
+
+	crypto_aead_chacha20poly1305_ietf_encrypt_detached(
+		owner, tag, NULL, (const uint8_t *)&id.owner, sizeof(id.owner), in, len, NULL,
+		n.bytes, s->tag_key);
+}
+
 void seal_close(const struct seal *s, bool encrypt, struct seal_id id, const void *in, uint32_t len,
 		void *out, uint8_t tag[SEAL_TAG_BYTES])
 {
 	struct nonce n = nonce_of(id);
-	uint8_t nothing = 0;
 
 	if (encrypt) {
-		crypto_aead_chacha20poly1305_ietf_encrypt_detached(out, tag, NULL, in, len, NULL, 0,
-								   NULL, n.bytes, s->encrypt_key);
+		crypto_aead_chacha20poly1305_ietf_encrypt_detached(
+			out, tag, NULL, in, len, (const uint8_t *)&id.owner, sizeof(id.owner), NULL,
+			n.bytes, s->encrypt_key);
 		return;
 	}
 	/* First the copy: the tag is of what goes out, also if `in` changes meanwhile. */
 	memcpy(out, in, len);
-	crypto_aead_chacha20poly1305_ietf_encrypt_detached(&nothing, tag, NULL, &nothing, 0, out,
-							   len, NULL, n.bytes, s->tag_key);
+	plain_tag(s, id, out, len, tag);
+}
+
+/* out NULL: verifies only. */
+static int decrypt(const struct seal *s, struct seal_id id, const void *in, uint32_t len,
+		   const uint8_t tag[SEAL_TAG_BYTES], void *out)
+{
+	struct nonce n = nonce_of(id);
+
+	return crypto_aead_chacha20poly1305_ietf_decrypt_detached(
+		       out, NULL, in, len, tag, (const uint8_t *)&id.owner, sizeof(id.owner),
+		       n.bytes, s->encrypt_key)
+		       ? -EBADMSG
+		       : 0;
 }
 
 int seal_check(const struct seal *s, bool encrypt, struct seal_id id, const void *in, uint32_t len,
 	       const uint8_t tag[SEAL_TAG_BYTES])
 {
-	struct nonce n = nonce_of(id);
-	uint8_t nothing = 0;
-	int r;
+	uint8_t right[SEAL_TAG_BYTES];
 
 	if (encrypt)
-		r = crypto_aead_chacha20poly1305_ietf_decrypt_detached(
-			NULL, NULL, in, len, tag, NULL, 0, n.bytes, s->encrypt_key);
-	else
-		r = crypto_aead_chacha20poly1305_ietf_decrypt_detached(
-			NULL, NULL, &nothing, 0, tag, in, len, n.bytes, s->tag_key);
-	return r ? -EBADMSG : 0;
+		return decrypt(s, id, in, len, tag, NULL);
+	plain_tag(s, id, in, len, right);
+	return sodium_memcmp(right, tag, sizeof(right)) ? -EBADMSG : 0;
 }
 
 int seal_open(const struct seal *s, bool encrypt, struct seal_id id, const void *in, uint32_t len,
 	      const uint8_t tag[SEAL_TAG_BYTES], void *out)
 {
-	struct nonce n = nonce_of(id);
+	int r;
 
 	if (encrypt)
-		return crypto_aead_chacha20poly1305_ietf_decrypt_detached(
-			       out, NULL, in, len, tag, NULL, 0, n.bytes, s->encrypt_key)
-			       ? -EBADMSG
-			       : 0;
-	if (seal_check(s, false, id, in, len, tag))
-		return -EBADMSG;
-	memcpy(out, in, len);
-	return 0;
+		return decrypt(s, id, in, len, tag, out);
+	r = seal_check(s, false, id, in, len, tag);
+	if (!r)
+		memcpy(out, in, len);
+	return r;
 }

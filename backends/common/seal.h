@@ -15,11 +15,11 @@ struct seal {
 
 /*
  * What makes a piece of content the one and only: `count` is given out once under a key, ever
- * (also across crashes), `place` is which object it belongs to. A piece opens only with the same
- * two, so content that is swapped with another's, or an older one, is refused.
+ * (also across crashes), `place` is which object it is, `owner` whose (ebb_io.owner). A piece opens
+ * only with the same three, so content that is swapped with another's, or an older one, is refused.
  */
 struct seal_id {
-	uint64_t count;
+	uint64_t count, owner;
 	uint32_t place;
 };
 

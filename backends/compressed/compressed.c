@@ -23,6 +23,7 @@
  *   recover.c  taking over what another daemon left at its death
  *   running.c  taking over what a living one hands over
  *   codec.c    lz4 and zstd, with their memory taken beforehand
+ *   place.h    which memory it is; the backend numa is this store on a node of its own
  *
  * Content that does not shrink by at least 1/32 is kept as it is. Lengths above 64 KiB are cut
  * into pieces of 64 KiB. max-bytes bounds what the memfds of all spaces of the instance take.
@@ -32,15 +33,9 @@
  * a store which needs memory from the system asks for it under its class's lock.
  */
 
-static const char *const option_help[] = {
-	"codec: lz4 (default) or zstd; can be changed at any time, what is stored stays as it is",
-	"level: lz4: acceleration, 1 (default) to 1000; zstd: level, -50 to 12, default 1",
-	"max-bytes: memory that all VMs together may take here; 0 (default): no bound",
-	NULL,
-};
-
 /* What options say, before it is taken over as a whole. */
 struct settings {
+	struct place place;
 	int coding, level;
 	bool has_level;
 	uint64_t max_bytes;
@@ -83,10 +78,15 @@ static int parse_option(struct settings *s, const struct ebb_option *o, char *er
 	long v;
 
 	if (strcmp(o->name, "codec") == 0) {
-		if (strcmp(o->value, "lz4") != 0 && strcmp(o->value, "zstd") != 0)
-			return refuse(err, err_len, "codec '%.60s' is neither lz4 nor zstd",
+		if (strcmp(o->value, "lz4") == 0)
+			s->coding = CODING_LZ4;
+		else if (strcmp(o->value, "zstd") == 0)
+			s->coding = CODING_ZSTD;
+		else if (strcmp(o->value, "plain") == 0)
+			s->coding = CODING_PLAIN;
+		else
+			return refuse(err, err_len, "codec '%.60s' is none of lz4, zstd and plain",
 				      o->value);
-		s->coding = o->value[0] == 'l' ? CODING_LZ4 : CODING_ZSTD;
 	} else if (strcmp(o->name, "level") == 0) {
 		errno = 0;
 		v = strtol(o->value, &end, 10);
@@ -98,7 +98,9 @@ static int parse_option(struct settings *s, const struct ebb_option *o, char *er
 		if (parse_size(o->value, &s->max_bytes))
 			return refuse(err, err_len, "max-bytes '%.60s' is no size", o->value);
 	} else {
-		return refuse(err, err_len, "unknown option '%.60s'", o->name);
+		int r = place_option(&s->place, o, err, err_len);
+
+		return r == -ENOENT ? refuse(err, err_len, "unknown option '%.60s'", o->name) : r;
 	}
 	return 0;
 }
@@ -107,15 +109,15 @@ static int parse_option(struct settings *s, const struct ebb_option *o, char *er
 static int apply(struct store *st, const struct settings *s, char *err, uint64_t err_len)
 {
 	if (s->has_level) {
-		int min = s->coding == CODING_LZ4 ? LZ4_LEVEL_MIN : ZSTD_LEVEL_MIN;
-		int max = s->coding == CODING_LZ4 ? LZ4_LEVEL_MAX : ZSTD_LEVEL_MAX;
+		int min = s->coding == CODING_ZSTD ? ZSTD_LEVEL_MIN : LZ4_LEVEL_MIN;
+		int max = s->coding == CODING_ZSTD ? ZSTD_LEVEL_MAX : LZ4_LEVEL_MAX;
 
 		if (s->level < min || s->level > max) {
 			snprintf(err, err_len, "level must be from %d to %d with %s", min, max,
-				 s->coding == CODING_LZ4 ? "lz4" : "zstd");
+				 s->coding == CODING_ZSTD ? "zstd" : "lz4");
 			return -EINVAL;
 		}
-		atomic_store(s->coding == CODING_LZ4 ? &st->lz4_level : &st->zstd_level, s->level);
+		atomic_store(s->coding == CODING_ZSTD ? &st->zstd_level : &st->lz4_level, s->level);
 	}
 	atomic_store(&st->coding, s->coding);
 	atomic_store(&st->max_bytes, s->max_bytes);
@@ -131,12 +133,15 @@ static int store_open(const struct ebb_backend_host *host, const struct ebb_opti
 
 	for (uint32_t i = 0; i < n_opts && !r; i++)
 		r = parse_option(&s, &opts[i], err, err_len);
+	if (!r)
+		r = place_ready(&s.place, err, err_len);
 	if (r)
 		return r;
 	st = calloc(1, sizeof(*st));
 	if (!st)
 		return -ENOMEM;
 	st->host = host;
+	st->place = s.place;
 	st->lz4_level = 1;
 	st->zstd_level = 1;
 	st->epoch = 1;
@@ -166,8 +171,11 @@ static int store_config(void *instance, const struct ebb_option *opt, char *err,
 	struct store *st = instance;
 	struct settings s = {.coding = atomic_load(&st->coding),
 			     .max_bytes = atomic_load(&st->max_bytes)};
-	int r = parse_option(&s, opt, err, err_len);
+	int r;
 
+	if (place_option(&s.place, opt, err, err_len) != -ENOENT)
+		return -ENOTSUP;
+	r = parse_option(&s, opt, err, err_len);
 	return r ? r : apply(st, &s, err, err_len);
 }
 
@@ -375,14 +383,13 @@ static int store_maintain(void *space, uint32_t budget_us)
 
 __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_entry(void)
 {
-	static const struct ebb_backend backend = {
+	static struct ebb_backend backend = {
 		.size = sizeof(backend),
 		.abi_major = EBB_BACKEND_ABI_MAJOR,
 		.abi_minor = EBB_BACKEND_ABI_MINOR,
-		.caps = EBB_BACKEND_SYNC | EBB_BACKEND_IN_RAM,
-		.name = "compressed",
-		.description = "Compressed in host RAM (lz4 or zstd)",
-		.option_help = option_help,
+		.name = place_backend_name,
+		.description = place_backend_description,
+		.option_help = place_option_help,
 		.open = store_open,
 		.close = store_close,
 		.space_open = store_space_open,
@@ -401,5 +408,6 @@ __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_ent
 		.resume = store_resume,
 	};
 
+	backend.caps = place_backend_caps;
 	return &backend;
 }

@@ -102,7 +102,7 @@ static int store_one(struct channel *ch, struct space *sp, const struct purpose 
 		(enum coding)atomic_load_explicit(&sp->store->coding, memory_order_relaxed);
 	struct slot_sums sums = {.objects = !of->piece, .logical_bytes = len};
 
-	if (!(flags & EBB_IO_NOCOMPRESS)) {
+	if (coding != CODING_PLAIN && !(flags & EBB_IO_NOCOMPRESS)) {
 		int level = atomic_load_explicit(coding == CODING_LZ4 ? &sp->store->lz4_level
 								      : &sp->store->zstd_level,
 						 memory_order_relaxed);

@@ -62,6 +62,8 @@ int space_populate(struct space *sp, uint64_t offset, uint64_t bytes)
 
 	if (atomic_fetch_add(&st->mem_bytes, bytes) + bytes > most && most)
 		goto full;
+	if (offset >= sp->small_offset && place_take(&st->place, bytes))
+		goto full;
 	if (madvise(sp->base + offset, bytes, MADV_POPULATE_WRITE)) {
 		/* EINVAL: a kernel before 5.14, where the touch itself has to do. */
 		if (errno != EINVAL)
@@ -128,7 +130,9 @@ static int map_memory(struct space *sp, int *found)
 		return r;
 	sp->base = addr;
 	sp->header = addr;
-	return 0;
+	/* Content only: what every load looks into stays near. */
+	return place_bind(&sp->store->place, sp->base + sp->small_offset,
+			  sp->total_bytes - sp->small_offset);
 }
 
 static int space_start(struct space *sp)

@@ -13,6 +13,7 @@
 #include "codec.h"
 #include "ebb/backend.h"
 #include "layout.h"
+#include "place.h"
 
 #ifndef MADV_POPULATE_WRITE /* Linux 5.14; a C library may be older */
 #define MADV_POPULATE_WRITE 23
@@ -20,6 +21,14 @@
 
 #define MEM_NAME "store" /* the one memfd of a space */
 #define NONE	 UINT32_MAX
+
+/* Of every store, wherever its memory is. */
+#define STORE_OPTION_CODEC \
+	"codec: lz4 (default), zstd or plain; what is stored stays as it is when it is changed"
+#define STORE_OPTION_LEVEL \
+	"level: lz4: acceleration, 1 (default) to 1000; zstd: level, -50 to 12, default 1"
+#define STORE_OPTION_MAX_BYTES \
+	"max-bytes: memory that all VMs together may take here; 0 (default): no bound"
 
 /* How full a slab is, in parts; slabs are taken from the fullest part first. */
 #define FULLNESS 8u
@@ -154,6 +163,7 @@ struct channel {
 /* An instance. */
 struct store {
 	const struct ebb_backend_host *host;
+	struct place place;
 	_Atomic int coding, lz4_level, zstd_level;
 	_Atomic uint64_t max_bytes;	  /* 0: none */
 	_Atomic uint64_t mem_bytes;	  /* of all spaces */

@@ -80,7 +80,8 @@ static void every_length_incompressible(void **state)
 
 static void every_compressibility(void **state)
 {
-	for (unsigned int permille = 0; permille <= 1000; permille += 5)
+	for (unsigned int permille = 0; permille <= 1000;
+	     permille += getenv("EBB_LAB_GUEST") ? 50 : 5)
 		roundtrip(*state, 4096, permille, 0);
 	for (unsigned int permille = 0; permille <= 1000; permille += 50)
 		roundtrip(*state, 65536, permille, permille == 500 ? EBB_IO_NOCOMPRESS : 0);
@@ -170,7 +171,7 @@ static void garbage_handles_are_refused(void **state)
 		fill(buf, 4096, (uint64_t)i, 400);
 		assert_int_equal(do_store(r->c, r->s, 0, buf, 4096, &h[i]), 0);
 	}
-	for (int i = 0; i < 20000; i++) {
+	for (int i = 0; i < (getenv("EBB_LAB_GUEST") ? 2000 : 20000); i++) {
 		uint64_t garbage = next_random(&seed) >> (next_random(&seed) % 64);
 
 		/* A live handle hit by chance is a load like any other, and rare. */
@@ -290,14 +291,16 @@ struct worker {
 
 static void *work(void *arg)
 {
-	enum { LIVE = 400, ROUNDS = 6000 };
+	enum { LIVE = 400, ROUNDS_MAX = 6000 };
+	/* A lab guest takes ten to twenty times as long. */
+	const uint32_t rounds = getenv("EBB_LAB_GUEST") ? ROUNDS_MAX / 10 : ROUNDS_MAX;
 	struct worker *w = arg;
 	uint64_t handle[LIVE], seed[LIVE] = {0}, state = w->seed;
 	uint32_t order[LIVE];
 	uint8_t *buf = aligned_alloc(4096, UNIT_MAX), *want = aligned_alloc(4096, UNIT_MAX);
 
-	for (uint32_t i = 0; i < ROUNDS + LIVE; i++) {
-		uint32_t at = (uint32_t)(i < ROUNDS ? next_random(&state) % LIVE : i - ROUNDS);
+	for (uint32_t i = 0; i < rounds + LIVE; i++) {
+		uint32_t at = (uint32_t)(i < rounds ? next_random(&state) % LIVE : i - rounds);
 
 		if (seed[at]) {
 			uint32_t len = 4096u << order[at];
@@ -305,11 +308,11 @@ static void *work(void *arg)
 			fill(want, len, seed[at], guest_permille(seed[at]));
 			if (do_load(w->c, w->r->s, handle[at], buf, len) || memcmp(buf, want, len))
 				w->wrong++;
-			if (next_random(&state) % 4 && i < ROUNDS)
+			if (next_random(&state) % 4 && i < rounds)
 				continue;
 			backend_free(w->c, w->r->s, &handle[at], 1);
 			seed[at] = 0;
-		} else if (i < ROUNDS) {
+		} else if (i < rounds) {
 			uint64_t draw = next_random(&state);
 
 			order[at] = draw % 16 ? 0 : (uint32_t)(draw >> 8) % 7;

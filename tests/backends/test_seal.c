@@ -20,7 +20,7 @@ static void make(struct sealed *x, bool encrypt)
 
 	memset(key, 7, sizeof(key));
 	assert_int_equal(seal_init(&x->seal, key), 0);
-	x->id = (struct seal_id){.count = 1234567, .place = 89};
+	x->id = (struct seal_id){.count = 1234567, .owner = 5, .place = 89};
 	fill(x->content, LEN, 1, 500);
 	seal_close(&x->seal, encrypt, x->id, x->content, LEN, x->kept, x->tag);
 }
@@ -90,6 +90,9 @@ static void anything_else_is_refused(void **state)
 		refused(&x, encrypt);
 		make(&x, encrypt);
 		x.id.place++; /* another's */
+		refused(&x, encrypt);
+		make(&x, encrypt);
+		x.id.owner++;
 		refused(&x, encrypt);
 		make(&x, encrypt);
 		x.seal.encrypt_key[3] ^= 1; /* another VM's */

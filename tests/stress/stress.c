@@ -384,6 +384,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	native_close(o.vmm, true);
 	/* A backend that was added has channels of its own. */
 	fds += backend ? 16 : 0;
+	if (backend && strcmp(driver, "inject") != 0)
+		fds += 64; /* and connections for each */
 	for (int i = 0; i < 100 && daemon_fds(&d) > fds; i++)
 		usleep(50000);
 	if (daemon_fds(&d) > fds)

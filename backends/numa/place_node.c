@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* place_node.c: content on one NUMA node: CXL memory, or any other that is far away. */
+#include <errno.h>
+#include <numa.h>
+#include <numaif.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "place.h"
+#include "store.h"
+
+/*
+ * Theory of operation
+ *
+ * A store whose slabs are bound to a node (MPOL_BIND). The policy is the memfd's, so it holds for
+ * whatever process maps it. Header and tables stay in near memory: each load looks into them.
+ *
+ * A node that is bound to and full makes the kernel kill a process rather than fail the call that
+ * asks for memory. So what is taken is counted beforehand: bytes are granted in steps of what the
+ * node has free less a sixteenth of its size, STEP at most, so that several threads that have just
+ * looked do not together take what there is.
+ */
+
+#define STEP	(INT64_C(32) << 20)
+#define FULL_NS (200 * UINT64_C(1000000))
+
+const char place_backend_name[] = "numa";
+const char place_backend_description[] = "On another NUMA node (CXL memory), plain or compressed";
+/* Not IN_RAM: near memory is what eviction saves, and this is none. */
+const uint32_t place_backend_caps = EBB_BACKEND_SYNC;
+const char *const place_option_help[] = {
+	"node: the number of the NUMA node; it must have memory",
+	STORE_OPTION_CODEC,
+	STORE_OPTION_LEVEL,
+	STORE_OPTION_MAX_BYTES,
+	NULL,
+};
+
+int place_option(struct place *p, const struct ebb_option *o, char *err, uint64_t err_len)
+{
+	unsigned long v;
+	char *end;
+
+	if (strcmp(o->name, "node") != 0)
+		return -ENOENT;
+	v = strtoul(o->value, &end, 10);
+	if (*o->value < '0' || *o->value > '9' || *end ||
+	    v > (unsigned long)numa_max_possible_node()) {
+		snprintf(err, err_len, "node '%.60s' is no number of a node", o->value);
+		return -EINVAL;
+	}
+	p->node = (unsigned int)v;
+	p->has_node = 1;
+	return 0;
+}
+
+int place_ready(const struct place *p, char *err, uint64_t err_len)
+{
+	if (!p->has_node) {
+		snprintf(err, err_len, "the option node is missing");
+		return -EINVAL;
+	}
+	if (numa_available() < 0 || !numa_bitmask_isbitset(numa_all_nodes_ptr, p->node)) {
+		snprintf(err, err_len, "there is no node %u with memory for us here", p->node);
+		return -ENODEV;
+	}
+	return 0;
+}
+
+int place_bind(const struct place *p, void *addr, uint64_t bytes)
+{
+	struct bitmask *mask = numa_allocate_nodemask();
+	int r;
+
+	if (!mask)
+		return -ENOMEM;
+	numa_bitmask_setbit(mask, p->node);
+	r = mbind(addr, bytes, MPOL_BIND, mask->maskp, mask->size + 1, 0) ? -errno : 0;
+	numa_free_nodemask(mask);
+	return r;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int place_take(struct place *p, uint64_t bytes)
+{
+	long long size, free_bytes;
+	int64_t grant;
+
+	if (atomic_fetch_sub(&p->room, (int64_t)bytes) >= (int64_t)bytes)
+		return 0;
+	atomic_fetch_add(&p->room, (int64_t)bytes);
+	if (now_ns() < atomic_load(&p->full_until_ns))
+		return -ENOSPC;
+	size = numa_node_size64((int)p->node, &free_bytes);
+	grant = size > 0 ? free_bytes - size / 16 : 0;
+	grant = grant / 2 < STEP ? grant / 2 : STEP;
+	if (grant < (int64_t)bytes) {
+		atomic_store(&p->full_until_ns, now_ns() + FULL_NS);
+		return -ENOSPC;
+	}
+	atomic_store(&p->room, grant - (int64_t)bytes);
+	return 0;
+}
