@@ -31,10 +31,6 @@ GOALS = [
     ("uniform", 1, "fault_p999_us", 1 / 3, False),
     ("uniform", 2, "fault_p99_us", 1 / 5, False),
     ("uniform", 2, "fault_p999_us", 1 / 3, False),
-    ("redis-get", 1, "accesses_s", 1.25, True),
-    ("redis-set", 1, "accesses_s", 1.25, True),
-    ("redis-get", 1, "fault_p999_us", 1 / 3, False),
-    ("redis-set", 1, "fault_p999_us", 1 / 3, False),
 ]
 
 

@@ -87,6 +87,10 @@ class Cell:
     def pool(self):
         return 0
 
+    def cost(self, gone):
+        """Memory that a byte takes that is not resident; gone: how many there are."""
+        return self.pool() / gone if gone > 0 else 0
+
     def counters(self):
         return {"swapped_in": vmstat("pswpin"), "swapped_out": vmstat("pswpout")}
 
@@ -233,6 +237,13 @@ class EbbCell(Cell):
 
     def resident(self):
         return sum(vm["resident-bytes"] for vm in self.query())
+
+    def cost(self, gone):
+        vms = self.query()
+        gone = sum(vm["evicted-bytes"] for vm in vms)
+        stored = sum(tier["stored-bytes"] for vm in vms for tier in vm["tiers"]
+                     if tier["backend"] == "compressed")
+        return stored / gone if gone else 0
 
     def counters(self):
         keys = ("faults", "zero-faults", "minor-faults", "evictions", "evictions-stored",
