@@ -304,6 +304,59 @@ static uint32_t clock_stats(void *instance, struct ebb_policy_stat *out, uint32_
 	return have;
 }
 
+/* ---- for a successor ---- */
+
+#define SAVE_MAGIC 0x4b434c43u /* "CLCK" */
+
+struct saved {
+	uint32_t magic, distance_permille;
+	uint64_t units;
+};
+
+/* How hot each unit was, and how long idle; what is between the hands is not worth the trouble. */
+static int64_t clock_save(void *instance, void *buf, uint64_t max)
+{
+	const struct clock *c = instance;
+	const struct saved h = {.magic = SAVE_MAGIC,
+				.distance_permille = (uint32_t)c->distance_permille,
+				.units = c->units};
+	uint8_t *state = (uint8_t *)buf + sizeof(h);
+
+	if (sizeof(h) + c->units > max)
+		return -ENOSPC;
+	memcpy(buf, &h, sizeof(h));
+	for (uint64_t u = 0; u < c->units; u++)
+		state[u] = c->state[u] & (uint8_t)~STATE_CLEARED;
+	return (int64_t)(sizeof(h) + c->units);
+}
+
+static int clock_restore(void *instance, const void *buf, uint64_t bytes)
+{
+	const uint8_t *state = (const uint8_t *)buf + sizeof(struct saved);
+	struct clock *c = instance;
+	struct saved h;
+
+	if (bytes < sizeof(h))
+		return -EINVAL;
+	memcpy(&h, buf, sizeof(h));
+	if (h.magic != SAVE_MAGIC || h.units != c->units || bytes != sizeof(h) + h.units ||
+	    !h.distance_permille || h.distance_permille > 1000)
+		return -EINVAL;
+	/* No state that this code does not make: a level beyond the highest would be for ever. */
+	for (uint64_t u = 0; u < h.units; u++)
+		if ((state[u] & STATE_CLEARED) || (state[u] & STATE_LEVEL) > LEVEL_MAX ||
+		    state[u] / AGE_STEP > AGE_STEPS)
+			return -EINVAL;
+	memcpy(c->state, state, h.units);
+	c->idle_units = 0;
+	for (uint64_t u = 0; u < h.units; u++)
+		c->idle_units += (c->state[u] & STATE_IDLE) != 0;
+	c->distance_permille = h.distance_permille;
+	hands_reset(c);
+	hands_place(c, c->random);
+	return 0;
+}
+
 __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry(void)
 {
 	static const struct ebb_policy policy = {
@@ -324,6 +377,9 @@ __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry
 		.on_outcome = clock_on_outcome,
 		.tick = clock_tick,
 		.stats = clock_stats,
+		.save = clock_save,
+		.restore = clock_restore,
+		.state_version = 1,
 		.wants = clock_wants,
 	};
 

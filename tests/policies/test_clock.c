@@ -582,6 +582,47 @@ static void test_proactive_off_does_nothing(void **state)
 	fake_vm_free(&v);
 }
 
+/* ---- for a successor ---- */
+
+static void test_save_and_restore(void **state)
+{
+	char buf[UNITS + 100];
+	struct fake_vm v, w;
+	uint64_t rng = SEED, kept[2] = {0, 0};
+	int64_t n;
+	uint32_t version;
+
+	start(&v, UNITS, 6000);
+	for (uint64_t k = 0; k < 300000; k++)
+		fake_vm_touch(&v, k % 8 ? fake_random(&rng) % 4000
+					: 4000 + fake_random(&rng) % (UNITS - 4000));
+	assert_true(policy_save(v.reclaim, buf, 100) < 0);
+	n = policy_save(v.reclaim, buf, sizeof(buf));
+	version = policy_state_version(v.reclaim);
+	assert_true(n > (int64_t)UNITS);
+	start(&w, UNITS, 0);
+	assert_true(policy_restore(w.reclaim, buf, (uint64_t)n, version + 1) < 0);
+	assert_true(policy_restore(w.reclaim, buf, (uint64_t)n - 1, version) < 0);
+	buf[n - 1] ^= 8; /* between the hands: never saved */
+	assert_true(policy_restore(w.reclaim, buf, (uint64_t)n, version) < 0);
+	buf[n - 1] ^= 8;
+	buf[0] ^= 1;
+	assert_true(policy_restore(w.reclaim, buf, (uint64_t)n, version) < 0);
+	buf[0] ^= 1;
+	assert_int_equal(policy_restore(w.reclaim, buf, (uint64_t)n, version), 0);
+	/* All look alike to it now but for what it was told: the hot ones stay the longest. */
+	fill_all(&w);
+	while (w.resident > UNITS / 2)
+		assert_true(fake_vm_reclaim(&w, 64, true) > 0);
+	for (uint64_t u = 0; u < UNITS; u++)
+		kept[u < 4000] += w.state[u] == FAKE_RESIDENT;
+	print_message("kept by a successor: %llu of 4000 hot units, %llu of the others\n",
+		      (unsigned long long)kept[1], (unsigned long long)kept[0]);
+	assert_true(kept[1] > 3500);
+	fake_vm_free(&v);
+	fake_vm_free(&w);
+}
+
 /* ---- overhead ---- */
 
 static void test_state_is_small(void **state)
@@ -627,6 +668,7 @@ int main(void)
 		cmocka_unit_test(test_proactive_takes_only_what_is_idle),
 		cmocka_unit_test(test_windows_and_hands_together),
 		cmocka_unit_test(test_proactive_off_does_nothing),
+		cmocka_unit_test(test_save_and_restore),
 		cmocka_unit_test(test_state_is_small),
 	};
 	int failed;
