@@ -151,32 +151,43 @@ static bool room(struct vm *vm)
 	return resident < target + (limit - target) / 2;
 }
 
-static void fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range)
+/* Units of one block that were brought in and are still mapped: one call unmaps them all. */
+struct brought {
+	struct block *block;
+	uint64_t unit[ZAP_BATCH];
+	unsigned int n;
+};
+
+static void unmap_brought(struct brought *got)
 {
-	uint64_t brought[ZAP_BATCH], unit;
-	unsigned int n = 0;
-	struct block *b = NULL;
+	if (got->n)
+		unmap(got->block, got->unit, got->n);
+	got->n = 0;
+}
+
+/* False when there is no room for more. */
+static bool fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range, struct brought *got)
+{
+	uint64_t unit;
 
 	if (range.count > RANGE_MAX_UNITS)
 		range.count = RANGE_MAX_UNITS;
 	for (uint64_t i = 0; i < range.count; i++) {
 		struct block *at = vm_block_of(vm, range.first + i, &unit);
 
-		if (!at || atomic_load(&vm->dead) || !room(vm))
-			break;
-		if (at != b || n == ZAP_BATCH) {
-			if (n)
-				unmap(b, brought, n);
-			n = 0;
-		}
-		b = at;
-		if (loader_bring_back(&p->loader, b, unit, true) == 0) {
+		if (!at || atomic_load(&vm->dead))
+			return true;
+		if (!room(vm))
+			return false;
+		if (at != got->block || got->n == ZAP_BATCH)
+			unmap_brought(got);
+		got->block = at;
+		if (loader_bring_back(&p->loader, at, unit, true) == 0) {
 			vm_count(vm, COUNTER_prefetched);
-			brought[n++] = unit;
+			got->unit[got->n++] = unit;
 		}
 	}
-	if (n)
-		unmap(b, brought, n);
+	return true;
 }
 
 static void collapse(struct vm *vm, uint64_t vm_unit)
@@ -189,34 +200,40 @@ static void collapse(struct vm *vm, uint64_t vm_unit)
 }
 
 /*
- * One slice of the bulk queue; true when there may be more. A policy that asked for more than the
+ * A slice of the bulk queue; true when there may be more. A policy that asked for more than the
  * queue holds is asked again as soon as it is empty, by a tick.
  */
 static bool fetch_bulk(struct prefetcher *p, struct vm *vm)
 {
+	struct brought got = {.n = 0};
 	struct ebb_range range;
+	uint64_t units = 0;
 
-	if (!bulk_pop(&vm->bulk, &range))
-		return false;
-	if (!room(vm)) {
-		bulk_drop(&vm->bulk);
-		return false;
+	while (units < BULK_SLICE && bulk_pop(&vm->bulk, &range)) {
+		units += range.count;
+		if (!fetch(p, vm, range, &got)) {
+			bulk_drop(&vm->bulk);
+			unmap_brought(&got);
+			return false;
+		}
 	}
-	fetch(p, vm, range);
+	unmap_brought(&got);
 	if (vm->bulk.drained) {
 		vm->bulk.drained = false;
 		policies_tick_prefetch(vm);
 	}
-	return true;
+	return units > 0;
 }
 
 /* True when there is bulk work left. */
 static bool work_on(struct prefetcher *p, struct vm *vm)
 {
+	struct brought got = {.n = 0};
 	struct ebb_range range;
 
 	while (!atomic_load(&vm->dead) && ring_pop(&vm->prefetch_ring, &range))
-		fetch(p, vm, range);
+		fetch(p, vm, range, &got);
+	unmap_brought(&got);
 	while (!atomic_load(&vm->dead) && ring_pop(&vm->collapse_ring, &range))
 		collapse(vm, range.first);
 	return !atomic_load(&vm->dead) && fetch_bulk(p, vm);
