@@ -46,6 +46,7 @@ static int find_range(struct attachment *a, const char *id, uint64_t offset, uin
 
 int engine_region_add(struct attachment *a, const struct attach_region *region, struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	int r;
 
@@ -71,6 +72,45 @@ static void forget_copy(struct loader *ld, struct block *b, uint64_t entry)
 	atomic_fetch_sub(&b->vm->copies, bytes);
 	atomic_fetch_sub(&b->vm->tier_units[page_entry_tier(entry)], bytes);
 	loader_free_handle(ld, b->vm, page_entry_tier(entry), page_entry_handle(entry));
+}
+
+/* Whether the page cache has anything of a unit that is ours. */
+static bool has_page(struct block *b, uint64_t unit)
+{
+	struct mapping *m = atomic_load(&b->mappings[0]);
+	int64_t r;
+
+	if (b->kind != BLOCK_HUGETLB)
+		return unit_in_cache(b, unit);
+	/* hugetlbfs does not tell; mapping a page that is there changes nothing. */
+	r = m ? uffd_continue(m->att->uffd, mapping_addr(m, unit), block_unit_bytes(b), 0) : 1;
+	return r != -EFAULT;
+}
+
+/*
+ * The client has dropped the page of a resident unit itself: then there is none, and the books are
+ * to say so. If there is one it was written later, and stays. Owned as LOADING, so that a touch
+ * waits for the answer; and without its copy, so that nobody brings that back if we die here.
+ * False when the entry changed meanwhile.
+ */
+static bool note_hole(struct loader *ld, struct block *b, uint64_t unit, uint64_t e)
+{
+	uint64_t now = page_entry_bare(PE_NONE);
+	bool there;
+
+	if (!page_table_cas(&b->table, unit, &e, page_entry_bare(PE_LOADING)))
+		return false;
+	forget_copy(ld, b, e);
+	there = has_page(b, unit);
+	if (there) {
+		now = page_entry_bare(unit_settled(b, unit));
+	} else {
+		atomic_fetch_sub(&b->vm->resident, (int64_t)block_unit_bytes(b));
+		vm_count(b->vm, COUNTER_discards);
+	}
+	if (page_table_leave(&b->table, unit, now))
+		unit_wake(b, unit);
+	return true;
 }
 
 /*
@@ -105,8 +145,13 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit, uint64_
 				unit_cancel(b, unit, e);
 			continue;
 		}
-		if (deadline_ns && (s == PE_RESIDENT || s == PE_PINNED || s == PE_NONE))
+		if (deadline_ns && (s == PE_PINNED || s == PE_NONE))
 			return 0;
+		if (deadline_ns && s == PE_RESIDENT) {
+			if (note_hole(ld, b, unit, e))
+				return 0;
+			continue;
+		}
 		if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_CLEARING)))
 			break;
 	}
@@ -284,6 +329,7 @@ static int discard_range(struct loader *ld, struct block *b, uint64_t offset, ui
 int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
 		   uint64_t deadline_ns, struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	struct loader *ld;
 	struct block *b;
@@ -442,6 +488,7 @@ static void unpin_units(struct block *b, uint64_t first, uint64_t count)
 int engine_pin(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
 	       struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	uint64_t first, end;
 	struct loader *ld;
@@ -482,6 +529,7 @@ out:
 int engine_unpin(struct attachment *a, const char *id, uint64_t offset, uint64_t bytes,
 		 struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	uint64_t first, end;
 	struct block *b;
@@ -506,6 +554,7 @@ int engine_unpin(struct attachment *a, const char *id, uint64_t offset, uint64_t
 int engine_region_remove(struct attachment *a, const char *id, bool discard, struct progress *p,
 			 struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	struct loader *ld = borrow_loader(vm->eng);
 	struct mapping *m;

@@ -539,6 +539,19 @@ int native_discard(struct native *c, const char *id, uint64_t offset, uint64_t b
 	return call_range(c, "discard", id, offset, bytes);
 }
 
+int native_discard_by(struct native *c, const char *id, uint64_t offset, uint64_t bytes,
+		      uint64_t deadline_ns)
+{
+	char line[512];
+
+	snprintf(line, sizeof(line),
+		 "{\"execute\":\"discard\",\"arguments\":{\"id\":\"%s\",\"offset\":%llu,"
+		 "\"size\":%llu,\"deadline\":%llu}}",
+		 id, (unsigned long long)offset, (unsigned long long)bytes,
+		 (unsigned long long)deadline_ns);
+	return native_call(c, line, NULL, 0);
+}
+
 int native_pin(struct native *c, const char *id, uint64_t offset, uint64_t bytes)
 {
 	return call_range(c, "pin", id, offset, bytes);

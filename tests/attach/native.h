@@ -75,6 +75,9 @@ int native_resume(struct native *c, const char *socket_path, const char *vm,
 int native_region_add(struct native *c, const struct native_ram *ram);
 int native_region_remove(struct native *c, const char *id, bool discard);
 int native_discard(struct native *c, const char *id, uint64_t offset, uint64_t bytes);
+/* The same by a client that has dropped what was resident, and waits until deadline_ns. */
+int native_discard_by(struct native *c, const char *id, uint64_t offset, uint64_t bytes,
+		      uint64_t deadline_ns);
 int native_pin(struct native *c, const char *id, uint64_t offset, uint64_t bytes);
 int native_unpin(struct native *c, const char *id, uint64_t offset, uint64_t bytes);
 int native_detach(struct native *c);

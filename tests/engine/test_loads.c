@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* test_loads.c: what comes back is what went, or a memory error, and never zeroes instead. */
+#include "base/clock.h"
 #include "engine/rig.h"
 
 #include <err.h>
@@ -34,6 +35,40 @@ static void discarded(struct rig *r)
 	for (size_t i = 32; i < r->units; i++)
 		CHECK(rig_is(r, i, 1));
 	rig_end(r);
+}
+
+/*
+ * The VMM drops pages itself and then says so, as the attach library does for a balloon: they are
+ * off the books at once, and what was written after the drop stays.
+ */
+static void dropped(struct rig *r, enum native_kind kind, size_t units, size_t gone)
+{
+	uint64_t resident;
+
+	rig_start(r, "", "");
+	rig_attach(r, units * (kind == NATIVE_HUGETLB ? 2 * MIB : KT_PAGE), kind);
+	resident = rig_number(r, "resident-bytes");
+	CHECK_EQ(kt_punch(r->ram.memfd, 0, (off_t)(gone * r->unit_bytes)), 0);
+	/* The discard covers as many again that were not dropped: those were "written since". */
+	CHECK_EQ(native_discard_by(r->vmm, r->ram.id, 0, 2 * gone * r->unit_bytes,
+				   clock_ns() + 60 * NS_PER_S),
+		 0);
+	CHECK_EQ(rig_number(r, "resident-bytes"), resident - gone * r->unit_bytes);
+	CHECK_EQ(rig_number(r, "discards"), gone);
+	for (size_t i = 0; i < units; i++)
+		CHECK(rig_is(r, i, i >= gone));
+	rig_end(r);
+}
+
+static void dropped_shmem(struct rig *r)
+{
+	dropped(r, NATIVE_SHMEM, 128, 32);
+}
+
+static void dropped_hugetlb(struct rig *r)
+{
+	kt_set_free_huge_pages(8);
+	dropped(r, NATIVE_HUGETLB, 8, 2);
 }
 
 /* MADV_DONTNEED and a VMM's MADV_REMOVE say nothing about what is stored. */
@@ -481,6 +516,8 @@ int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
 		{"discarded", discarded},
+		{"dropped_shmem", dropped_shmem},
+		{"dropped_hugetlb", dropped_hugetlb},
 		{"dontneed", dontneed},
 		{"late_discard", late_discard},
 		{"detach", detach},
