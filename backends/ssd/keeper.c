@@ -137,7 +137,7 @@ int keeper_lease(struct ssd *d, struct space *sp, bool spare, uint32_t *seg)
 
 static void lease_for(struct ssd *d, struct space *sp)
 {
-	uint32_t got[READY_MAX], n = 0, want;
+	uint32_t got[READY_MAX] = {0}, n = 0, want;
 	int r = 0;
 
 	atomic_store(&sp->wanted, false);
