@@ -21,7 +21,6 @@
  *   channel.c  the data path
  *   queue.c    making connections
  *   link.c     a donor and the thread that looks after it
- *   mover.c    moving what is stored
  *   src/rdma   what is said between us and a donor
  *
  * A copy lives in a donor's memory and nowhere else, unless mirror=on puts two of it on two donors
@@ -30,7 +29,7 @@
  * -EIO.
  *
  * Threads: the engine's, one for each donor, and the keeper, which sees to it that I/O that waits
- * is looked at, and moves things.
+ * is looked at.
  */
 
 #define KEEPER_MS	 100
@@ -194,7 +193,6 @@ static void *keeper_main(void *arg)
 	while (!atomic_load(&inst->stop)) {
 		usleep(KEEPER_MS * 1000);
 		channels_kick(inst);
-		mover_round(inst);
 	}
 	return NULL;
 }
@@ -206,8 +204,6 @@ static void rdma_close(void *instance)
 	atomic_store(&inst->stop, true);
 	if (inst->keeper_runs)
 		pthread_join(inst->keeper, NULL);
-	if (inst->mover)
-		channel_close(inst->mover);
 	for (unsigned int i = 0; i < inst->n_links; i++)
 		link_free(inst->links[i]);
 	pthread_cond_destroy(&inst->unused);
@@ -251,8 +247,6 @@ static int rdma_open(const struct ebb_backend_host *host, const struct ebb_optio
 		r = add_donors(inst, donors, err, err_len);
 	if (!r)
 		r = first_attempt(inst, err, err_len);
-	if (!r)
-		r = channel_open(inst, SEGMENTS, &inst->mover);
 	if (!r) {
 		r = -pthread_create(&inst->keeper, NULL, keeper_main, inst);
 		inst->keeper_runs = !r;
@@ -402,7 +396,6 @@ static int rdma_stats(void *instance, struct ebb_stat *out, uint32_t n)
 		[COUNT_CONNECTED] = {"connects", "Connections made to donors"},
 		[COUNT_BROKEN] = {"disconnects", "Connections to donors that broke"},
 		[COUNT_CHUNKS_LOST] = {"chunks-lost", "Chunks of 4 MiB that donors have lost"},
-		[COUNT_MOVED] = {"moved", "Pieces moved to other donors"},
 	};
 	struct rdma *inst = instance;
 	uint32_t have = 0, up = 0;

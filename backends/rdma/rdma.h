@@ -33,7 +33,6 @@ enum counter {
 	COUNT_CONNECTED,
 	COUNT_BROKEN,
 	COUNT_CHUNKS_LOST,
-	COUNT_MOVED,
 	COUNTERS
 };
 
@@ -66,8 +65,7 @@ struct rdma {
 	pthread_t keeper;
 	bool keeper_runs;
 	_Atomic bool stop;
-	_Atomic bool quiet;    /* handed over: no connection to any donor */
-	struct channel *mover; /* the keeper's own */
+	_Atomic bool quiet; /* handed over: no connection to any donor */
 	_Atomic uint64_t count[COUNTERS];
 };
 
@@ -122,7 +120,7 @@ enum chunk_state {
 	CHUNK_FREE = 0,	   /* an unused row of the table */
 	CHUNK_POOL = 1,	   /* lent to us, empty, without an order */
 	CHUNK_OPEN = 2,	   /* has an order; slots are taken and given back */
-	CHUNK_LEAVING = 3, /* no new slots; the mover empties it, then it goes back */
+	CHUNK_LEAVING = 3, /* empty, and on its way back to the donor */
 	CHUNK_LOST = 4,	   /* the donor does not have it; only counts who is still in it */
 };
 
@@ -329,10 +327,5 @@ void link_kick(struct link *l);
 void link_break(struct link *l);
 /* Remembers to give a lease back. */
 void link_drop(struct link *l, const struct wire_lease *lease);
-
-/* ---- mover.c ---- */
-
-/* Some of what has to move: off chunks that a donor wants back, to a second donor. */
-void mover_round(struct rdma *inst);
 
 #endif

@@ -17,8 +17,8 @@
 static const char help[] =
 	"usage: ebb-donor --size SIZE [option]...   lend memory of this host over RDMA\n"
 	"       ebb-donor status                    what the running one lends, as JSON\n"
-	"       ebb-donor lend SIZE                 lend so much from now on, and ask clients for\n"
-	"                                           what is above it\n"
+	"       ebb-donor lend SIZE                 lend so much from now on; clients give back what is\n"
+	"                                           above it as it becomes free\n"
 	"\n"
 	"  --size SIZE         the most to lend, e.g. 64G\n"
 	"  --listen ADDR:PORT  where (default 0.0.0.0:" DEFAULT_PORT "); [ADDR]:PORT for IPv6\n"
