@@ -77,7 +77,8 @@ static void on_round(void *policy)
 	for (uint32_t k = 0; k <= AGE_MAX; k++)
 		a->distance[k] *= 7.0 / 8;
 	a->due = 0;
-	if (a->proactive && a->ranks.round > a->min_age)
+	/* Who sees nothing being used must not take it for idle. */
+	if (a->proactive && !a->ranks.blind && a->ranks.round > a->min_age)
 		a->due = ranks_at_most(&a->ranks, ages_rank_of(a->threshold));
 	a->ranks.cap = at_limit(a) ? RANKS - 1 : ages_rank_of(a->threshold);
 	if (a->ranks.threshold > a->ranks.cap)

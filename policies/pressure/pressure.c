@@ -220,7 +220,8 @@ static uint64_t pressure_tick(void *instance, uint64_t now_ns)
 	if (now_ns - p->looked_ns < p->interval_s * second || !feel(p))
 		return 0;
 	p->looked_ns = now_ns;
-	if (at_limit(p))
+	/* Who sees nothing being used must not take it for idle. */
+	if (at_limit(p) || p->ranks.blind)
 		return 0;
 	want = p->ranks.resident * p->step_now_ppm / 1000000 * p->interval_s;
 	if (p->felt_ppm > p->target_ppm) {

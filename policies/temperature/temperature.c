@@ -226,7 +226,9 @@ static uint64_t temperature_tick(void *instance, uint64_t now_ns)
 	struct temperature *t = instance;
 
 	ranks_tick(&t->ranks, now_ns);
-	return t->proactive && t->ranks.round > 1u << t->memory ? ranks_at_most(&t->ranks, 0) : 0;
+	return t->proactive && !t->ranks.blind && t->ranks.round > 1u << t->memory
+		       ? ranks_at_most(&t->ranks, 0)
+		       : 0;
 }
 
 static uint32_t temperature_wants(void *instance)

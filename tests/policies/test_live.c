@@ -111,13 +111,25 @@ static void pressure(struct rig *r)
 	reclaimer(r, "pressure");
 }
 
+/* Half of the RAM goes; unless swap is switched on: then nobody can look at what is accessed. */
+static void until_half_is_gone(struct rig *r)
+{
+	for (int k = 0; k < 600 && rig_number(r, "evictions") < r->units / 2; k++) {
+		daemon_ask(&r->d, "{\"execute\":\"query-vm\",\"arguments\":{\"vm\":\"vm\"}}");
+		if (strstr(r->d.answer, "\"tracker\":\"none\""))
+			SKIP("swap is on, so there is no tracker; runs in the lab");
+		usleep(100000);
+	}
+	CHECK(rig_number(r, "evictions") >= r->units / 2);
+}
+
 /* No limit, and nobody uses the RAM: it goes all the same. */
 static void age_unasked(struct rig *r)
 {
 	rig_start(r, "", NULL);
 	rig_attach(r, 4 * MIB, NATIVE_SHMEM);
 	give(r, "reclaim", "age", "\"interval\":\"1\",\"min-age\":\"1\",\"target\":\"1000\"");
-	rig_until(r, "evictions", r->units / 2);
+	until_half_is_gone(r);
 	rig_end(r);
 }
 
@@ -127,7 +139,7 @@ static void pressure_unasked(struct rig *r)
 	rig_attach(r, 4 * MIB, NATIVE_SHMEM);
 	give(r, "reclaim", "pressure",
 	     "\"interval\":\"1\",\"min-age\":\"1\",\"step\":\"200000\",\"target\":\"1000000\"");
-	rig_until(r, "evictions", r->units / 2);
+	until_half_is_gone(r);
 	CHECK(stat_of(r, "reclaim", "taken") >= r->units / 2);
 	rig_end(r);
 }
@@ -296,8 +308,13 @@ static void trace_vm(struct rig *r)
 	       (unsigned long long)faults, (unsigned long long)windows,
 	       (unsigned long long)busy_windows);
 	CHECK(faults > 0);
+	/* Somebody has switched swap on: then nobody can look at what is accessed. */
+	if (!windows)
+		CHECK(strstr(daemon_ask(&r->d, "{\"execute\":\"query-vm\",\"arguments\":"
+					       "{\"vm\":\"vm\"}}"),
+			     "\"tracker\":\"none\""));
 	/* The first is all that was accessed before; who is slow need not get round in each one. */
-	CHECK(busy_windows >= 2);
+	CHECK(!windows || busy_windows >= 2);
 	snprintf(command, sizeof(command), "%s/ebb-sim replay file=%s limit=50%% prefetch=trend",
 		 getenv("EBB_BUILD"), tracing.file);
 	CHECK(system(command) == 0);
