@@ -31,6 +31,7 @@
  *   fd_check.c, region_check.c           what descriptors and regions must be
  *   requests.c      what the engine asks of a client
  *   worker.c        threads for what may block
+ *   handover.c      giving the connections to a successor
  *
  * Threads: everything runs in the loop's thread but the run() and release() functions, which run
  * in workers, one for each connection that has something under way, so a client whose request
@@ -63,6 +64,8 @@ static void attach_pause(struct attach *at, bool pause)
 	if (at->stopping || pause == at->paused)
 		return;
 	at->paused = pause;
+	if (at->holding)
+		return;
 	if (pause)
 		event_del(at->accept_event);
 	else
@@ -175,7 +178,8 @@ static int attach_listen(struct attach *at, struct error *e)
 	const char *path = at->config.socket_path;
 	struct stat st;
 
-	at->listener = fd_listen_unix(path, at->config.mode, e);
+	if (at->listener < 0)
+		at->listener = fd_listen_unix(path, at->config.mode, e);
 	if (at->listener < 0)
 		return at->listener;
 	at->bound = !stat(path, &st);
@@ -200,7 +204,7 @@ int attach_new(struct event_base *base, struct engine *eng, const struct attach_
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	at->base = base;
 	at->eng = eng;
-	at->listener = -1;
+	at->listener = config->listener > 0 ? config->listener : -1;
 	r = config_copy(&at->config, config);
 	if (r)
 		r = error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");

@@ -15,6 +15,7 @@ struct event_base;
 /* Zero-initialise; every limit that is left 0 takes the default named beside it. */
 struct attach_config {
 	const char *socket_path; /* borrowed for the call */
+	int listener;		 /* listens there already; consumed. 0: make it */
 	unsigned int mode;	 /* of the socket; 0: 0660 */
 	const char
 		*uffd_device; /* lent to clients, borrowed for the call; NULL: /dev/userfaultfd */

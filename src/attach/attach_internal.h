@@ -31,6 +31,7 @@ struct attach {
 	unsigned int n_conns;
 	unsigned int held_fds;
 	bool stopping;
+	bool holding; /* no message is begun: see handover.c */
 	struct log_limit log_limit;
 };
 

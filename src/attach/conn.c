@@ -181,6 +181,11 @@ static void want(struct event *ev, bool wanted)
 		event_del(ev);
 }
 
+bool conn_rests(const struct conn *c)
+{
+	return !c->busy && !c->out.bytes && !c->intake.bytes && !c->intake.n_fds && !c->hold_input;
+}
+
 void conn_update(struct conn *c)
 {
 	if (c->closing)
@@ -189,7 +194,8 @@ void conn_update(struct conn *c)
 		conn_close(c);
 		return;
 	}
-	want(c->read_event, !c->eof && !c->finishing && !c->hold_input && c->out.bytes < OUT_BOUND);
+	want(c->read_event, !c->eof && !c->finishing && !c->hold_input &&
+				    c->out.bytes < OUT_BOUND && !(c->at->holding && conn_rests(c)));
 	want(c->write_event, c->out.bytes);
 	conn_arm(c);
 }

@@ -61,6 +61,8 @@ struct conn {
 
 /* Takes fd over. NULL: out of memory, and fd is still the caller's. */
 struct conn *conn_new(struct attach *at, int fd);
+/* No message is half here, none is carried out or not answered. */
+bool conn_rests(const struct conn *c);
 /* Begins to read. */
 void conn_start(struct conn *c);
 

@@ -9,8 +9,10 @@
 
 #include "attach/attach_internal.h"
 #include "attach/member.h"
+#include "attach/native_handover.h"
 #include "attach/requests.h"
 #include "base/fd.h"
+#include "engine/handover.h"
 
 /*
  * A line is parsed in the loop, carried out by a worker and answered in the loop, one at a time.
@@ -20,7 +22,8 @@
  */
 struct native {
 	struct attachment *attachment; /* NULL: not attached */
-	struct requests *requests;     /* NULL: the client serves none */
+	struct requests *requests;     /* NULL: the client serves none, else: */
+	bool serves_zap, keeps;
 	struct native_request *running, *kept;
 };
 
@@ -139,6 +142,8 @@ static void native_adopt(struct conn *c, struct native_request *req)
 	    req->attachment != native->attachment) {
 		native->attachment = req->attachment;
 		native->requests = req->requests;
+		native->serves_zap = req->serves_zap;
+		native->keeps = req->keep;
 		conn_set_attached(c, true);
 	} else if (native_serves(req) && req->requests != native->requests) {
 		requests_free(req->requests);
@@ -295,6 +300,8 @@ static void native_input(struct conn *c)
 
 		if (c->closing || c->finishing || c->eof || c->hold_input)
 			return;
+		if (c->at->holding && conn_rests(c))
+			return;
 		if (!c->intake.bytes && !conn_first(c, &first))
 			return;
 		if (!conn_line(c))
@@ -339,6 +346,51 @@ static void native_free(struct conn *c)
 	requests_free(native->requests);
 	native_request_free(native->kept);
 	free(native);
+}
+
+/* ---- a daemon's successor ---- */
+
+json_t *native_export(struct conn *c)
+{
+	const struct native *native = c->state;
+
+	if (!native->attachment)
+		return NULL;
+	return json_pack("{s:I, s:b, s:b, s:I}", "attachment",
+			 (json_int_t)handover_serial(native->attachment), "zap", native->serves_zap,
+			 "keep", native->keeps, "last-id",
+			 (json_int_t)(native->requests ? requests_last_id(native->requests) : 0));
+}
+
+int native_inherit(struct conn *c, const json_t *j)
+{
+	struct native *native;
+	json_int_t serial, last_id;
+	int zap, keep, r;
+
+	if (json_unpack((json_t *)j, "{s:I, s:b, s:b, s:I}", "attachment", &serial, "zap", &zap,
+			"keep", &keep, "last-id", &last_id))
+		return -EINVAL;
+	r = native_begin(c);
+	if (r)
+		return r;
+	c->dialect = &native_dialect;
+	native = c->state;
+	native->serves_zap = zap;
+	native->keeps = keep;
+	if ((zap || keep) && requests_new(c->at->pool, c->at->config.request_timeout_ms,
+					  native_send_request, c, &native->requests))
+		return -ENOMEM;
+	native->attachment = handover_attachment(c->at->eng, (uint64_t)serial,
+						 requests_ops(zap, keep), native->requests);
+	if (!native->attachment)
+		return -ENOENT;
+	conn_set_attached(c, true);
+	if (native->requests) {
+		requests_go_on(native->requests, (uint64_t)last_id);
+		requests_open(native->requests);
+	}
+	return 0;
 }
 
 const struct dialect native_dialect = {

@@ -79,6 +79,23 @@ void requests_open(struct requests *r)
 	pthread_mutex_unlock(&r->lock);
 }
 
+uint64_t requests_last_id(struct requests *r)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&r->lock);
+	id = r->last_id;
+	pthread_mutex_unlock(&r->lock);
+	return id;
+}
+
+void requests_go_on(struct requests *r, uint64_t last_id)
+{
+	pthread_mutex_lock(&r->lock);
+	r->last_id = last_id;
+	pthread_mutex_unlock(&r->lock);
+}
+
 void requests_close(struct requests *r)
 {
 	pthread_mutex_lock(&r->lock);

@@ -30,6 +30,9 @@ int requests_new(struct worker_pool *pool, uint32_t timeout_ms, requests_send_fn
 /* From now on requests are sent / are refused with -ENOTCONN, those that wait as well. */
 void requests_open(struct requests *r);
 void requests_close(struct requests *r);
+/* The id of the last request, and after which one to go on. */
+uint64_t requests_last_id(struct requests *r);
+void requests_go_on(struct requests *r, uint64_t last_id);
 /*
  * An answer came; ok: it was "return", no error. Returns 0, also for an answer that came too late,
  * or -ENOENT when no request ever had this id.

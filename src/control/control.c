@@ -182,6 +182,11 @@ static void on_accept_error(struct evconnlistener *l, void *ctx)
 	event_add(c->accept_again, &pause);
 }
 
+int control_listener(const struct control *c)
+{
+	return evconnlistener_get_fd(c->listener);
+}
+
 void control_take_events(struct control *c, struct event_queue *q)
 {
 	c->queue = q;
@@ -214,11 +219,14 @@ void control_free(struct control *c)
 static int set_up(struct control *c, struct error *e)
 {
 	const struct control_config *config = &c->config;
-	FD_OWNED fd = fd_listen_unix(config->socket_path, config->socket_mode, e);
+	bool made = config->listener <= 0;
+	FD_OWNED fd = made ? fd_listen_unix(config->socket_path, config->socket_mode, e)
+			   : config->listener;
 
 	if (fd < 0)
 		return fd;
-	if (config->group != (gid_t)-1 && chown(config->socket_path, (uid_t)-1, config->group))
+	if (made && config->group != (gid_t)-1 &&
+	    chown(config->socket_path, (uid_t)-1, config->group))
 		log_warning("control: %s: its group could not be set: %s", config->socket_path,
 			    error_text(errno));
 	c->sweep = event_new(c->base, -1, 0, on_sweep, c);

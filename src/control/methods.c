@@ -149,6 +149,61 @@ static int quit(struct request *r, json_t **ret, struct error *e)
 	return 0;
 }
 
+struct upgrade {
+	const struct control_config *config;
+	char *binary; /* owned; NULL: not given */
+	uint32_t wait_ms;
+	struct upgrade_done done;
+};
+
+static void upgrade_free(void *arg)
+{
+	struct upgrade *u = arg;
+
+	free(u->binary);
+	free(u);
+}
+
+static int run_upgrade(struct job *j, struct error *e)
+{
+	struct upgrade *u = j->arg;
+
+	return u->config->upgrade(u->config->ctx, u->binary, u->wait_ms, &u->done, e);
+}
+
+/* Everything belongs to the successor: the clients are told, and this process ends. */
+static json_t *upgraded(struct job *j, struct control *c)
+{
+	const struct upgrade_done *done = &((struct upgrade *)j->arg)->done;
+	json_t *ret = json_pack("{s:i, s:s, s:I}", "pid", (int)done->pid, "version", done->version,
+				"paused-us", (json_int_t)done->paused_us);
+
+	control_broadcast(c, "UPGRADED", json_incref(ret));
+	c->config.quit(c->config.ctx);
+	return ret;
+}
+
+static int upgrade(struct request *r, json_t **ret, struct error *e)
+{
+	const char *binary = arg_text(r->args, "binary");
+	struct upgrade *u;
+
+	(void)ret;
+	if (!r->control->config.upgrade)
+		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED, "this daemon cannot be replaced");
+	u = calloc(1, sizeof(*u));
+	if (u)
+		*u = (struct upgrade){.config = &r->control->config,
+				      .binary = binary ? strdup(binary) : NULL,
+				      .wait_ms = (uint32_t)json_integer_value(
+					      json_object_get(r->args, "wait-ms"))};
+	if (!u || (binary && !u->binary)) {
+		free(u);
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	}
+	return job_start_with(r, NULL, u, upgrade_free, run_upgrade, upgraded, e);
+}
+
 static const struct method methods_daemon[] = {
 	{"query-version", query_version},
 	{"query-commands", query_commands},
@@ -157,6 +212,7 @@ static const struct method methods_daemon[] = {
 	{"query-metrics", query_metrics},
 	{"query-jobs", query_jobs},
 	{"job-cancel", job_cancel},
+	{"upgrade", upgrade},
 	{"quit", quit},
 	{NULL, NULL},
 };

@@ -89,6 +89,7 @@ enum {
 	OPT_RUNTIME,
 	OPT_PLUGIN,
 	OPT_LEVEL,
+	OPT_TAKE_OVER,
 	OPT_HELP,
 	OPT_VERSION,
 	OPT_MAN,
@@ -102,6 +103,8 @@ static const struct option options[] = {
 	{"log-level", required_argument, NULL, OPT_LEVEL},
 	{"help", no_argument, NULL, OPT_HELP},
 	{"version", no_argument, NULL, OPT_VERSION},
+	/* Given by the daemon that this one replaces. */
+	{"take-over", required_argument, NULL, OPT_TAKE_OVER},
 	/* For scripts/gen-docs. */
 	{"dump-config-mdoc", no_argument, NULL, OPT_MAN},
 	{"dump-config-sample", no_argument, NULL, OPT_SAMPLE},
@@ -135,6 +138,9 @@ static int walk_options(struct config *c, int argc, char **argv, bool first,
 					       : opt == OPT_PLUGIN ? "plugin-dir"
 								   : "log-level",
 					       optarg, e);
+			break;
+		case OPT_TAKE_OVER:
+			c->take_over = (int)strtol(optarg, NULL, 10);
 			break;
 		case OPT_HELP:
 			*action = CONFIG_HELP;

@@ -20,6 +20,7 @@ struct config_list {
 struct config {
 	char *file; /* NULL: none was read */
 	bool file_given;
+	int take_over; /* -1, or the socket to the daemon that this one replaces */
 	/* The keys of config_keys.def; texts are owned. */
 	char *runtime_dir, *socket_group, *metrics_listen;
 	struct config_list plugin_dirs;

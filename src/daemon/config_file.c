@@ -40,6 +40,7 @@ int config_init(struct config *c)
 	c->runtime_dir = strdup("/run/ebb");
 	c->log_level = LOG_INFO;
 	c->folio_probe = true;
+	c->take_over = -1;
 	c->settings = json_object();
 	return c->runtime_dir && c->settings ? 0 : -ENOMEM;
 }

@@ -20,9 +20,11 @@
 #include "control/events.h"
 #include "control/metrics_http.h"
 #include "control/settings.h"
+#include "daemon/internal.h"
 #include "daemon/listen.h"
 #include "daemon/lock.h"
 #include "daemon/notify.h"
+#include "daemon/upgrade.h"
 
 /*
  * Theory of operation
@@ -37,30 +39,9 @@
  * in the log, not the end: the VMs of the daemon before this one wait for it to come up.
  */
 
-#define SOCKET_MODE   0660
 #define DEFAULT_GROUP "ebb"
 
-struct daemon {
-	struct config *config;
-	const struct schema *schema;
-	int argc;
-	char **argv;
-	int lock, signals; /* owned */
-	struct event_base *base;
-	struct event *on_signal, *watchdog;
-	struct event_queue *events;
-	struct settings *settings;
-	struct engine *engine;
-	struct crashes *crashes;
-	bool ended; /* as it should */
-	struct listen *listen;
-	struct control *control;
-	struct metrics_http *metrics;
-	struct plugin_path plugins;
-	char own_plugins[PATH_MAX];
-};
-
-static const char *in_folder(const struct daemon *d, const char *name, char *buf)
+const char *daemon_path(const struct daemon *d, const char *name, char *buf)
 {
 	snprintf(buf, PATH_MAX, "%s/%s", d->config->runtime_dir, name);
 	return buf;
@@ -166,7 +147,17 @@ static int find_group(const char *name, gid_t *gid, struct error *e)
 	return 0;
 }
 
-static int start_engine(struct daemon *d, struct error *e)
+int daemon_make_settings(struct daemon *d, struct error *e)
+{
+	char path[PATH_MAX];
+	int r = settings_new(d->schema, daemon_path(d, "settings.json", path), &d->settings, e);
+
+	if (!r)
+		settings_set_base(d->settings, json_incref(d->config->settings));
+	return r;
+}
+
+int daemon_make_engine(struct daemon *d, bool held, struct error *e)
 {
 	const struct config *c = d->config;
 	struct engine_config config = {
@@ -180,75 +171,113 @@ static int start_engine(struct daemon *d, struct error *e)
 		.lock_memory = c->lock_memory,
 		.host_budget_bytes = c->host_budget,
 		.crashes = d->crashes,
+		.start_held = held,
 		.event = event_queue_push,
 		.event_ctx = d->events,
 	};
-	char path[PATH_MAX];
-	int r;
 
-	r = settings_new(d->schema, in_folder(d, "settings.json", path), &d->settings, e);
-	if (r)
-		return r;
-	settings_set_base(d->settings, json_incref(c->settings));
-	r = engine_new(&config, &d->engine, e);
-	if (r)
-		return r;
-	settings_apply_start(d->settings, d->engine);
-	return 0;
+	return engine_new(&config, &d->engine, e);
 }
 
-static int start_sockets(struct daemon *d, gid_t group, struct error *e)
+static int upgrade(void *ctx, const char *binary, uint32_t wait_ms, struct upgrade_done *out,
+		   struct error *e)
+{
+	return upgrade_run(ctx, binary, wait_ms, out, e);
+}
+
+int daemon_make_control(struct daemon *d, int listener, struct error *e)
 {
 	char path[PATH_MAX];
 	struct control_config config = {
 		.engine = d->engine,
 		.schema = (struct schema *)d->schema,
 		.settings = d->settings,
-		.socket_path = in_folder(d, "control.sock", path),
+		.socket_path = daemon_path(d, "control.sock", path),
 		.socket_mode = SOCKET_MODE,
-		.group = group,
+		.listener = listener,
+		.group = d->group,
 		.quit = stop,
+		.upgrade = upgrade,
 		.ctx = d,
 	};
 	int r = control_new(d->base, &config, &d->control, e);
 
-	if (r)
-		return r;
-	control_take_events(d->control, d->events);
-	r = metrics_http_new(d->base, d->engine, in_folder(d, "metrics.sock", path), SOCKET_MODE,
-			     d->config->metrics_listen, &d->metrics, e);
-	if (r)
-		return r;
-	r = listen_new(d->engine, in_folder(d, "attach.sock", path), SOCKET_MODE,
-		       event_queue_settle, d->events, &d->listen, e);
-	if (!r && group != (gid_t)-1 && chown(path, (uid_t)-1, group))
+	if (!r)
+		control_take_events(d->control, d->events);
+	return r;
+}
+
+int daemon_make_metrics(struct daemon *d, struct error *e)
+{
+	char path[PATH_MAX];
+
+	return metrics_http_new(d->base, d->engine, daemon_path(d, "metrics.sock", path),
+				SOCKET_MODE, d->config->metrics_listen, &d->metrics, e);
+}
+
+static int start_attach(struct daemon *d, struct error *e)
+{
+	char path[PATH_MAX];
+	int r = listen_new(d->engine, daemon_path(d, "attach.sock", path), SOCKET_MODE,
+			   event_queue_settle, d->events, &d->listen, e);
+
+	if (!r && d->group != (gid_t)-1 && chown(path, (uid_t)-1, d->group))
 		log_warning("%s: its group could not be set: %s", path, error_text(errno));
 	return r;
 }
 
-static int start(struct daemon *d, struct error *e)
+/* What there is before anything is anybody's: the loop, the signals. */
+static int start_loop(struct daemon *d, struct error *e)
 {
-	gid_t group;
-	int r = find_group(d->config->socket_group, &group, e);
+	int r = find_group(d->config->socket_group, &d->group, e);
 
 	if (r)
 		return r;
+	d->base = event_base_new();
+	d->events = event_queue_new();
+	if (!d->base || !d->events)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory for the event loop");
+	return watch_signals(d, e);
+}
+
+static int start(struct daemon *d, struct error *e)
+{
+	int r;
+
 	if (mkdir(d->config->runtime_dir, 0755) && errno != EEXIST)
 		return error_set(e, errno, ERROR_GENERIC, "%s: %s", d->config->runtime_dir,
 				 error_text(errno));
 	d->lock = lock_take(d->config->runtime_dir, e);
 	if (d->lock < 0)
 		return d->lock;
-	d->base = event_base_new();
-	d->events = event_queue_new();
-	if (!d->base || !d->events)
-		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory for the event loop");
-	r = watch_signals(d, e);
+	r = start_loop(d, e);
 	if (!r)
 		r = crashes_open(d->config->runtime_dir, &d->crashes, e);
 	if (!r)
-		r = start_engine(d, e);
-	return r ? r : start_sockets(d, group, e);
+		r = daemon_make_settings(d, e);
+	if (!r)
+		r = daemon_make_engine(d, false, e);
+	if (r)
+		return r;
+	settings_apply_start(d->settings, d->engine);
+	r = daemon_make_control(d, 0, e);
+	if (!r)
+		r = daemon_make_metrics(d, e);
+	return r ? r : start_attach(d, e);
+}
+
+/* From a daemon that lives. What fails must not be cleaned up: it is still that one's. */
+static int take_over(struct daemon *d, struct error *e)
+{
+	int r = start_loop(d, e);
+
+	if (!r)
+		r = upgrade_inherit(d, d->config->take_over, e);
+	if (r) {
+		log_error("%s", e->desc);
+		_exit(1);
+	}
+	return 0;
 }
 
 static void start_watchdog(struct daemon *d)
@@ -267,8 +296,11 @@ static void end(struct daemon *d)
 {
 	if (d->events)
 		event_queue_detach(d->events); /* nobody waits for this loop any more */
-	listen_free(d->listen);
+	/* With its jobs: one may be handing everything over just now. */
 	control_free(d->control);
+	if (atomic_load(&d->handed_over))
+		_exit(0);
+	listen_free(d->listen);
 	metrics_http_free(d->metrics);
 	engine_free(d->engine);
 	crashes_close(d->crashes, d->ended);
@@ -292,12 +324,13 @@ int daemon_run(struct config *config, const struct schema *schema, int argc, cha
 			   .argc = argc,
 			   .argv = argv,
 			   .lock = -1,
-			   .signals = -1};
+			   .signals = -1,
+			   .group = (gid_t)-1};
 	int r;
 
 	log_setup((enum log_level)config->log_level, notify_stderr_is_journal());
 	find_plugins(&d);
-	r = start(&d, e);
+	r = config->take_over >= 0 ? take_over(&d, e) : start(&d, e);
 	if (!r) {
 		start_watchdog(&d);
 		log_info("ebbd " EBB_VERSION " is ready in %s", config->runtime_dir);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "attach/attach.h"
+#include "attach/handover.h"
 #include "daemon/listen.h"
 
 /*
@@ -41,11 +42,9 @@ static void *loop(void *arg)
 	return NULL;
 }
 
-int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*attached)(void *ctx),
-	       void *ctx, struct listen **out, struct error *e)
+static int start(struct engine *eng, struct attach_config *config, struct parcel *in,
+		 struct listen **out, struct error *e)
 {
-	struct attach_config config = {
-		.socket_path = path, .mode = mode, .attached = attached, .attached_ctx = ctx};
 	struct listen *l = calloc(1, sizeof(*l));
 	int r;
 
@@ -59,9 +58,11 @@ int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*a
 		r = error_set(e, ENOMEM, ERROR_GENERIC, "cannot make an event loop");
 		goto fail;
 	}
-	r = attach_new(l->base, eng, &config, &l->attach, e);
+	r = attach_new(l->base, eng, config, &l->attach, e);
 	if (r)
 		goto fail;
+	if (in)
+		attach_adopt(l->attach, in);
 	r = pthread_create(&l->thread, NULL, loop, l);
 	if (r) {
 		r = error_set(e, r, ERROR_GENERIC, "cannot start a thread: %s", error_text(r));
@@ -74,6 +75,42 @@ int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*a
 fail:
 	listen_free(l);
 	return r;
+}
+
+int listen_new(struct engine *eng, const char *path, unsigned int mode, void (*attached)(void *ctx),
+	       void *ctx, struct listen **out, struct error *e)
+{
+	struct attach_config config = {
+		.socket_path = path, .mode = mode, .attached = attached, .attached_ctx = ctx};
+
+	return start(eng, &config, NULL, out, e);
+}
+
+int listen_inherit(struct engine *eng, const char *path, struct parcel *in,
+		   void (*attached)(void *ctx), void *ctx, struct listen **out, struct error *e)
+{
+	struct attach_config config = {
+		.socket_path = path,
+		.listener = parcel_take_fd(in, json_object_get(in->body, "attach-socket")),
+		.attached = attached,
+		.attached_ctx = ctx};
+
+	return start(eng, &config, in, out, e);
+}
+
+int listen_hold(struct listen *l, uint32_t timeout_ms, struct error *e)
+{
+	return attach_hold(l->attach, timeout_ms, e);
+}
+
+void listen_release(struct listen *l)
+{
+	attach_release(l->attach);
+}
+
+void listen_export(struct listen *l, struct parcel *out)
+{
+	attach_export(l->attach, out);
 }
 
 void listen_free(struct listen *l)

@@ -650,7 +650,7 @@ static void unlink_vm(struct vm *vm)
 }
 
 /* Takes the VM's name and its files. */
-static int link_vm(struct vm *vm, const struct attach_request *req, struct error *e)
+int attachment_link_vm(struct vm *vm, const struct attach_request *req, struct error *e)
 {
 	struct engine *eng = vm->eng;
 	struct vm **last;
@@ -1021,7 +1021,7 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 	int r;
 
 	atomic_store(&vm->attaching, true);
-	r = link_vm(vm, req, e); /* the name and the files are taken from here on */
+	r = attachment_link_vm(vm, req, e); /* the name and the files are taken from here on */
 	if (r)
 		return r;
 	atomic_fetch_or(&vm->suspended, SUSPEND_NEW); /* until we have looked */
@@ -1044,6 +1044,7 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 int engine_attach(struct engine *eng, struct attach_request *req, struct attachment **out,
 		  struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct attachment *att = attachment_new(eng, req);
 	struct takeover *takeover = NULL;
 	struct vm *vm = NULL;
@@ -1312,6 +1313,7 @@ static void primary_gone(struct attachment *att)
 
 void attachment_exited(struct engine *eng, uint64_t serial)
 {
+	ENGINE_INSIDE(eng);
 	struct attachment *att = get_attachment(eng, serial, NULL);
 
 	if (!att)
@@ -1331,4 +1333,110 @@ void vm_primary_gone(struct vm *vm)
 		return;
 	primary_gone(att);
 	attachment_unref(att);
+}
+
+/* ---- from a living daemon (handover.c) ---- */
+
+struct attachment *attachment_by_serial(struct engine *eng, uint64_t serial)
+{
+	return get_attachment(eng, serial, NULL);
+}
+
+int attachment_inherit(struct vm *vm, int uffd, int pidfd, pid_t pid, uid_t uid, uint64_t serial,
+		       bool secondary, struct attachment **out, struct error *e)
+{
+	struct attach_request req = {
+		.uffd = uffd, .pidfd = pidfd, .pid = pid, .uid = uid, .secondary = secondary};
+	struct attachment *att = attachment_new(vm->eng, &req);
+	int r;
+
+	if (!att) {
+		fd_close(&req.uffd);
+		fd_close(&req.pidfd);
+		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+	}
+	att->serial = serial;
+	att->vm = vm;
+	r = uffd_is(att->uffd) ? add_attachment(vm, att, e)
+			       : error_set(e, EINVAL, ERROR_ARGUMENT,
+					   "VM %s: a descriptor is no userfaultfd", vm->name);
+	if (r) {
+		attachment_free(att);
+		return r;
+	}
+	vm_ref(vm);
+	atomic_store(&att->refs, 1);
+	att->pagemap_fd = pagemap_open(att->pid);
+	if (!secondary)
+		vm->has_pagemap = att->pagemap_fd >= 0;
+	*out = att;
+	return 0;
+}
+
+int attachment_inherit_block(struct vm *vm, const struct attach_region *reg,
+			     const struct record_block *rb, struct block **out, struct error *e)
+{
+	unsigned int n = atomic_load(&vm->n_blocks);
+	struct memfd_info info;
+	int r = memfd_info(reg->memfd, &info);
+
+	if (r || n == VM_REGIONS_MAX)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "VM %s: region %s is no memfd",
+				 vm->name, reg->id);
+	pthread_mutex_lock(&vm->eng->lock);
+	r = claim_file(vm, reg, e);
+	pthread_mutex_unlock(&vm->eng->lock);
+	if (!r)
+		r = block_adopt(vm, reg, &info, rb, out, e);
+	if (r)
+		return r;
+	atomic_store(&vm->blocks[n], *out);
+	atomic_store(&vm->n_blocks, n + 1);
+	return 0;
+}
+
+int attachment_inherit_mapping(struct attachment *att, const char *block,
+			       const struct record_mapping *rm, bool primary, struct error *e)
+{
+	for (unsigned int i = 0; i < atomic_load(&att->vm->n_blocks); i++) {
+		struct block *b = atomic_load(&att->vm->blocks[i]);
+		struct mapping *m;
+
+		if (strcmp(b->id, block) != 0)
+			continue;
+		if (rm->first_unit + rm->units > b->units || rm->first_unit > b->units)
+			break;
+		m = mapping_new(att, b, rm->host_addr, rm->first_unit, rm->units);
+		if (!m)
+			return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		snprintf(m->id, sizeof(m->id), "%.63s", rm->id);
+		if (add_to(b->mappings, &b->n_mappings, primary ? 0 : 1,
+			   primary ? 1 : BLOCK_MAPPINGS_MAX, m) ||
+		    add_to(att->mappings, &att->n_mappings, 0, VM_REGIONS_MAX, m))
+			break;
+		return 0;
+	}
+	return error_set(e, EUCLEAN, ERROR_ARGUMENT, "VM %s: mapping %.63s is damaged",
+			 att->vm->name, rm->id);
+}
+
+void attachment_serve(struct attachment *att)
+{
+	struct engine *eng = att->vm->eng;
+	int r = fault_watch(eng, att);
+
+	if (!r)
+		r = keeper_watch_exit(eng->keeper, att);
+	if (r)
+		log_error("VM %s: process %d cannot be watched: %s", att->vm->name, (int)att->pid,
+			  error_text(r));
+	attachment_wake(att);
+}
+
+void attachment_may_evict(struct vm *vm)
+{
+	probes_apply(vm);
+	keeper_check_foreign(vm);
+	atomic_fetch_and(&vm->suspended, ~(uint32_t)SUSPEND_NEW);
+	engine_kick(vm);
 }

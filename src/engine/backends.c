@@ -235,8 +235,36 @@ void backends_note_full(struct engine *eng, unsigned int tier, const char *vm)
 			    slot->name);
 }
 
+/* The first tier that has no backend; PE_TIERS when all have. */
+static unsigned int free_tier(struct engine *eng)
+{
+	unsigned int t;
+
+	for (t = 1; t < PE_TIERS; t++)
+		if (!atomic_load(&eng->slots[t].backend) && !atomic_load(&eng->slots[t].draining))
+			break;
+	return t;
+}
+
+static json_t *options_json(const struct ebb_option *opts, uint32_t n)
+{
+	json_t *j = json_object();
+
+	for (uint32_t i = 0; i < n; i++)
+		json_object_set_new(j, opts[i].name, json_string(opts[i].value));
+	return j;
+}
+
 int engine_backend_add(struct engine *eng, const char *name, const char *driver,
 		       const struct ebb_option *opts, uint32_t n_opts, struct error *e)
+{
+	ENGINE_INSIDE(eng);
+
+	return backends_add_at(eng, 0, name, driver, opts, n_opts, e);
+}
+
+int backends_add_at(struct engine *eng, unsigned int tier, const char *name, const char *driver,
+		    const struct ebb_option *opts, uint32_t n_opts, struct error *e)
 {
 	struct backend *be;
 	unsigned int t, crashed;
@@ -256,12 +284,11 @@ int engine_backend_add(struct engine *eng, const char *name, const char *driver,
 	if (r)
 		return r;
 	pthread_mutex_lock(&eng->lock);
-	for (t = 1; t < PE_TIERS; t++)
-		if (!atomic_load(&eng->slots[t].backend) && !atomic_load(&eng->slots[t].draining))
-			break;
+	t = tier && tier < PE_TIERS && !atomic_load(&eng->slots[tier].backend) ? tier
+									       : free_tier(eng);
 	if (backends_find(eng, name))
 		r = error_set(e, EEXIST, ERROR_EXISTS, "there is a backend %s already", name);
-	else if (t == PE_TIERS)
+	else if (t == PE_TIERS || (tier && t != tier))
 		r = error_set(e, ENOSPC, ERROR_LIMIT, "no more than %d backends",
 			      ENGINE_BACKENDS_MAX);
 	if (r) {
@@ -271,6 +298,8 @@ int engine_backend_add(struct engine *eng, const char *name, const char *driver,
 	}
 	snprintf(eng->slots[t].name, sizeof(eng->slots[t].name), "%s", name);
 	snprintf(eng->slots[t].driver, sizeof(eng->slots[t].driver), "%s", driver);
+	json_decref(eng->slots[t].options);
+	eng->slots[t].options = options_json(opts, n_opts);
 	/* One that was put aside is read from, for what it holds; nothing more is stored in it. */
 	atomic_store(&eng->slots[t].full_until_ns, crashed ? UINT64_MAX : 0);
 	atomic_store(&eng->slots[t].failures, 0);
@@ -408,6 +437,7 @@ static void take_away(struct engine *eng, unsigned int t, struct vm **vms, unsig
 
 int engine_backend_remove(struct engine *eng, const char *name, struct progress *p, struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
 	unsigned int t, n;
 	int r = 0;

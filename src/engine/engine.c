@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 
 #include "base/log.h"
+#include "engine/handover.h"
 #include "engine/internal.h"
 
 /*
@@ -36,13 +37,14 @@ void engine_thread_wake(struct engine_thread *t)
 		return;
 }
 
-void engine_thread_pass(struct engine_thread *t)
+bool engine_thread_pass(struct engine_thread *t)
 {
 	uint64_t drain;
 
 	if (read(t->wake_fd, &drain, sizeof(drain)) < 0 && errno != EAGAIN)
-		return;
+		return false;
 	atomic_store(&t->passed, atomic_load(&t->eng->epoch));
+	return engine_thread_hold(t);
 }
 
 void engine_thread_schedule(int nice, uint64_t slice_ns)
@@ -104,7 +106,8 @@ void engine_barrier(struct engine *eng)
 	for (struct engine_thread *t = eng->threads; t; t = t->next)
 		engine_thread_wake(t);
 	for (struct engine_thread *t = eng->threads; t; t = t->next)
-		while (atomic_load(&t->passed) < epoch && !atomic_load(&eng->stop))
+		while (atomic_load(&t->passed) < epoch && !atomic_load(&t->held) &&
+		       !atomic_load(&eng->stop))
 			usleep(50);
 	pthread_mutex_unlock(&eng->barrier_lock);
 }
@@ -229,6 +232,9 @@ int engine_new(const struct engine_config *config, struct engine **out, struct e
 	defaults(&eng->config);
 	pthread_mutex_init(&eng->lock, NULL);
 	pthread_mutex_init(&eng->barrier_lock, NULL);
+	pthread_mutex_init(&eng->pause.lock, NULL);
+	pthread_cond_init(&eng->pause.changed, NULL);
+	atomic_store(&eng->pause.background, config->start_held);
 	eng->evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
 	eng->zeroes = mmap(NULL, UNIT_MAX_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (eng->evict_fd < 0 || eng->zeroes == MAP_FAILED) {
@@ -264,6 +270,7 @@ void engine_free(struct engine *eng)
 	 * the threads end. */
 	keeper_end_reaper(eng->keeper);
 	atomic_store(&eng->stop, true);
+	engine_go_on(eng);
 	keeper_free(eng->keeper);
 	zapper_free(eng->zapper);
 	prefetcher_free(eng->prefetcher);
@@ -281,6 +288,8 @@ void engine_free(struct engine *eng)
 		policies_free(eng);
 		backends_free(eng);
 	}
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		json_decref(eng->slots[t].options);
 	folio_probe_close(atomic_load(&eng->probe));
 	if (eng->evict_fd >= 0)
 		close(eng->evict_fd);
@@ -288,5 +297,7 @@ void engine_free(struct engine *eng)
 		munmap(eng->zeroes, UNIT_MAX_BYTES);
 	pthread_mutex_destroy(&eng->lock);
 	pthread_mutex_destroy(&eng->barrier_lock);
+	pthread_mutex_destroy(&eng->pause.lock);
+	pthread_cond_destroy(&eng->pause.changed);
 	free(eng);
 }

@@ -70,6 +70,7 @@ struct engine_config {
 	bool lock_memory;	    /* mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) */
 	uint64_t host_budget_bytes; /* 0: none */
 	struct crashes *crashes; /* plugins that daemons before crashed in; borrowed, NULL: none */
+	bool start_held;	 /* background threads stand still until engine_go_on() */
 	/* Called from any engine thread; must not block or call back into the engine. */
 	void (*event)(void *ctx, const struct engine_event *ev);
 	void *event_ctx;

@@ -706,7 +706,9 @@ static void *fault_main(void *arg)
 			if (!w->in_flight) {
 				loader_refresh(&w->loader, LOADS + HUGE_LOADS);
 				watch_channels(w);
-				engine_thread_pass(&w->t);
+				/* Held: backends may have come. */
+				if (engine_thread_pass(&w->t))
+					engine_thread_wake(&w->t);
 				w->asked = false;
 			}
 		}
@@ -742,6 +744,7 @@ int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker
 	if (!w)
 		return -ENOMEM;
 	w->t.eng = eng;
+	w->t.serves_faults = true;
 	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	w->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (w->epoll_fd < 0 || w->t.wake_fd < 0 ||

@@ -3,6 +3,8 @@
 #ifndef ENGINE_INTERNAL_H
 #define ENGINE_INTERNAL_H
 
+#include <jansson.h>
+
 #include "base/fd.h"
 #include "engine/vm.h"
 #include "sys/features.h"
@@ -27,11 +29,23 @@ struct engine_thread {
 	int wake_fd; /* eventfd */
 	_Atomic uint64_t passed;
 	_Atomic bool running;
+	bool serves_faults; /* set before the start */
+	_Atomic bool held;  /* stands still: see pause.c */
 	struct engine_thread *next;
+};
+
+/* What stands still for a successor: see pause.c. */
+struct engine_pause {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	unsigned int inside; /* commands under way; under lock */
+	bool closed;	     /* commands wait; under lock */
+	_Atomic bool background, faults;
 };
 
 struct backend_slot {
 	char name[PLUGIN_NAME_MAX], driver[PLUGIN_NAME_MAX];
+	json_t *options; /* {name: value}, as it was added; under engine.lock */
 	_Atomic(struct backend *) backend;
 	_Atomic bool draining;
 	_Atomic unsigned int users;	/* channels and spaces that are open in it */
@@ -75,6 +89,7 @@ struct engine {
 	struct engine_thread *threads;
 	_Atomic uint64_t epoch, serial;
 	pthread_mutex_t barrier_lock;
+	struct engine_pause pause;
 	_Atomic bool stop;
 	struct fault_worker *fault_workers[FAULT_THREADS_MAX];
 	unsigned int n_fault_workers;
@@ -90,8 +105,13 @@ struct engine {
 
 int engine_thread_start(struct engine *eng, struct engine_thread *t, const char *name,
 			void *(*main)(void *), void *arg);
-/* Called by the thread itself: it holds no pointer to engine objects now. */
-void engine_thread_pass(struct engine_thread *t);
+/*
+ * Called by the thread itself: it holds no pointer to engine objects now. True when it was held for
+ * a successor meanwhile: then backends may have come, and it should look again.
+ */
+bool engine_thread_pass(struct engine_thread *t);
+/* Stands still as long as it must. True if it did. */
+bool engine_thread_hold(struct engine_thread *t);
 /* Told to stop (engine.stop is set), joined, unlinked. */
 void engine_thread_join(struct engine_thread *t);
 void engine_thread_wake(struct engine_thread *t);
@@ -116,6 +136,17 @@ static inline bool vm_is_named(const struct vm *vm)
 {
 	return !atomic_load(&vm->attaching) && !atomic_load(&vm->orphaned);
 }
+/* Around everything that is asked for from outside and changes VMs, backends or policies. */
+void engine_enter(struct engine *eng);
+void engine_leave(struct engine *eng);
+static inline void engine_left(struct engine **eng)
+{
+	engine_leave(*eng);
+}
+/* The rest of the function is inside. */
+#define ENGINE_INSIDE(eng)                                                           \
+	struct engine *engine_inside __attribute__((cleanup(engine_left), unused)) = \
+		(engine_enter(eng), (eng))
 /* A reference to the VM of that name, or NULL. */
 struct vm *engine_vm_get(struct engine *eng, const char *name);
 /* References to all VMs (at most max); returns how many. */
@@ -339,6 +370,24 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
 bool attachment_drop_mapping(struct attachment *att, const char *id);
 /* True while it has a mapping in service. */
 bool attachment_maps(const struct attachment *att);
+/* Puts a new VM, with the files of a request, into the engine's list, which takes a reference. */
+int attachment_link_vm(struct vm *vm, const struct attach_request *req, struct error *e);
+/* A reference to the attachment with that serial number, if it is still in service. */
+struct attachment *attachment_by_serial(struct engine *eng, uint64_t serial);
+/*
+ * The same things as another daemon had them, without a call that would change them: an attachment
+ * (uffd and pidfd are consumed), a RAM block with its table, a mapping.
+ */
+int attachment_inherit(struct vm *vm, int uffd, int pidfd, pid_t pid, uid_t uid, uint64_t serial,
+		       bool secondary, struct attachment **out, struct error *e);
+int attachment_inherit_block(struct vm *vm, const struct attach_region *reg,
+			     const struct record_block *rb, struct block **out, struct error *e);
+int attachment_inherit_mapping(struct attachment *att, const char *block,
+			       const struct record_mapping *rm, bool primary, struct error *e);
+/* Serves the faults of an inherited attachment, those that wait already too. */
+void attachment_serve(struct attachment *att);
+/* An inherited VM may be evicted from, as far as this host allows. */
+void attachment_may_evict(struct vm *vm);
 /* The process is gone: the attachment, or with the primary the whole VM, is taken out. */
 void attachment_exited(struct engine *eng, uint64_t serial);
 /* The same when filling has found the primary's memory gone. From no engine thread. */
@@ -377,6 +426,8 @@ bool vm_abandon(struct vm *vm);
  * engine thread. 0, or -errno: nothing has changed.
  */
 int orphan_adopt(struct vm *vm, struct attachment *primary);
+/* The same for an orphan of another daemon, whose stand-in stays behind. */
+int orphan_inherit(struct vm *vm);
 /* The mappings that orphan_adopt() made. */
 void orphan_unmap(struct attachment *stand_in);
 
@@ -403,6 +454,9 @@ int longops_let_go_lost(struct block *b, struct error *e);
 void backends_init(struct engine *eng);
 void backends_free(struct engine *eng); /* no VM is left */
 unsigned int backends_find(struct engine *eng, const char *name);
+/* engine_backend_add(), in that tier (0: any that is free). */
+int backends_add_at(struct engine *eng, unsigned int tier, const char *name, const char *driver,
+		    const struct ebb_option *opts, uint32_t n_opts, struct error *e);
 int backends_default_tiers(struct engine *eng, struct vm *vm);
 /* The backend of a tier, which stays open until backends_unuse(); NULL when there is none. */
 struct backend *backends_use(struct engine *eng, unsigned int tier);

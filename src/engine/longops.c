@@ -238,6 +238,7 @@ static int detach(struct vm *vm, struct progress *p, struct error *e)
 
 int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	int r;
 
@@ -276,6 +277,7 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 int engine_share(struct attachment *a, const char *id, pid_t peer, struct progress *p,
 		 struct error *e)
 {
+	ENGINE_INSIDE(a->vm->eng);
 	struct vm *vm = a->vm;
 	bool known = false, attached = false;
 	int r;
@@ -309,6 +311,7 @@ int engine_share(struct attachment *a, const char *id, pid_t peer, struct progre
 
 int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct vm *vm = engine_vm_get(eng, name);
 	int r;
 
@@ -322,6 +325,7 @@ int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, s
 int engine_vm_reclaim(struct engine *eng, const char *name, uint64_t bytes, struct progress *p,
 		      uint64_t *reclaimed, struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct vm *vm = engine_vm_get(eng, name);
 	uint64_t start, done = 0;
 	char why[160];
@@ -393,6 +397,7 @@ static int prefetch_block(struct loader *ld, struct block *b, struct progress *p
 int engine_vm_prefetch(struct engine *eng, const char *name, struct progress *p, uint64_t *fetched,
 		       struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct vm *vm = engine_vm_get(eng, name);
 	struct loader *ld;
 	int r = 0;

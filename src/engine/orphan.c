@@ -186,3 +186,32 @@ int orphan_adopt(struct vm *vm, struct attachment *primary)
 	attachment_unref(primary);
 	return 0;
 }
+
+int orphan_inherit(struct vm *vm)
+{
+	struct attachment *in = stand_in_new(vm);
+	int r = !in || !in->own ? -ENOMEM : in->uffd < 0 ? in->uffd : 0;
+
+	if (!r)
+		r = uffd_api(in->uffd, attachment_features(vm->eng), NULL);
+	for (unsigned int i = 0; i < VM_REGIONS_MAX && !r; i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+		struct mapping *m;
+
+		if (!b)
+			continue;
+		r = map_block(in, b, i, &m);
+		if (r)
+			break;
+		atomic_store(&in->mappings[i], m);
+		atomic_store(&b->mappings[0], m);
+	}
+	atomic_store(&in->n_mappings, VM_REGIONS_MAX);
+	for (unsigned int i = 0; i < VM_ATTACH_MAX && !r; i++) {
+		struct attachment *none = NULL;
+
+		if (atomic_compare_exchange_strong(&vm->attachments[i], &none, in))
+			return 0;
+	}
+	return r ? r : -ENOSPC; /* the process ends, and with it what was made */
+}

@@ -41,6 +41,7 @@ static int load(struct engine *eng, const char *name, const char *file, struct p
 
 int engine_policy_load(struct engine *eng, const char *name, const char *file, struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct policy_slot *s;
 	int r;
 
@@ -66,6 +67,7 @@ void engine_policy_forgive(struct engine *eng, const char *name)
 
 int engine_policy_unload(struct engine *eng, const char *name, struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct policy_slot *s, **link;
 	int r = 0;
 
@@ -111,7 +113,7 @@ static struct vm_policy *role_of(struct vm *vm, uint32_t role)
  * it is not the one that was asked for, or "".
  */
 static void replace(struct vm *vm, uint32_t role, struct policy_instance *i, const char *name,
-		    const char *aside)
+		    const char *aside, json_t *options)
 {
 	struct vm_policy *p = role_of(vm, role);
 	struct policy_instance *old;
@@ -129,6 +131,8 @@ static void replace(struct vm *vm, uint32_t role, struct policy_instance *i, con
 	old = atomic_exchange(&p->instance, i);
 	snprintf(p->name, sizeof(p->name), "%s", name);
 	snprintf(p->aside, sizeof(p->aside), "%s", aside);
+	json_decref(p->options);
+	p->options = options;
 	if (role == EBB_POLICY_RECLAIM)
 		atomic_store(&vm->reclaim_wants_faults, i && policy_wants_faults(i));
 	pthread_mutex_unlock(&vm->policy_lock);
@@ -147,6 +151,7 @@ int policies_give(struct vm *vm, uint32_t role, const char *name,
 	struct policy_instance *i;
 	struct policy_slot *s;
 	char aside[sizeof(p->aside)] = "";
+	json_t *options;
 	int r = 0;
 
 	if (crashes_in_row(eng->config.crashes, CRASH_POLICY, name)) {
@@ -173,13 +178,17 @@ int policies_give(struct vm *vm, uint32_t role, const char *name,
 	pthread_mutex_unlock(&eng->lock);
 	if (r)
 		return r;
-	replace(vm, role, i, name, aside);
+	options = json_object();
+	for (uint32_t k = 0; k < n_opts; k++)
+		json_object_set_new(options, opts[k].name, json_string(opts[k].value));
+	replace(vm, role, i, name, aside, options);
 	return 0;
 }
 
 int engine_policy_set(struct engine *eng, const char *vm_name, uint32_t role, const char *policy,
 		      const struct ebb_policy_option *opts, uint32_t n_opts, struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct vm *vm = engine_vm_get(eng, vm_name);
 	int r;
 

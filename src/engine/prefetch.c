@@ -199,6 +199,11 @@ static void collapse(struct vm *vm, uint64_t vm_unit)
 		thp_collapse(b, unit);
 }
 
+static bool goes_on(struct vm *vm)
+{
+	return !atomic_load(&vm->dead) && !atomic_load(&vm->eng->pause.background);
+}
+
 /*
  * A slice of the bulk queue; true when there may be more. A policy that asked for more than the
  * queue holds is asked again as soon as it is empty, by a tick.
@@ -231,12 +236,12 @@ static bool work_on(struct prefetcher *p, struct vm *vm)
 	struct brought got = {.n = 0};
 	struct ebb_range range;
 
-	while (!atomic_load(&vm->dead) && ring_pop(&vm->prefetch_ring, &range))
+	while (goes_on(vm) && ring_pop(&vm->prefetch_ring, &range))
 		fetch(p, vm, range, &got);
 	unmap_brought(&got);
-	while (!atomic_load(&vm->dead) && ring_pop(&vm->collapse_ring, &range))
+	while (goes_on(vm) && ring_pop(&vm->collapse_ring, &range))
 		collapse(vm, range.first);
-	return !atomic_load(&vm->dead) && fetch_bulk(p, vm);
+	return goes_on(vm) && fetch_bulk(p, vm);
 }
 
 /*
@@ -265,7 +270,8 @@ static void *prefetcher_main(void *arg)
 
 		loader_flush_frees(&p->loader);
 		loader_refresh(&p->loader, 1);
-		engine_thread_pass(&p->t);
+		if (engine_thread_pass(&p->t))
+			continue;
 		poll(&pfd, 1, more ? 0 : 1000);
 		more = false;
 		n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);

@@ -238,6 +238,7 @@ static int set_tiers(struct vm *vm, const struct vm_settings *s, const unsigned 
 int engine_vm_set(struct engine *eng, const char *name, const struct vm_settings *s,
 		  struct error *e)
 {
+	ENGINE_INSIDE(eng);
 	struct vm *vm = engine_vm_get(eng, name);
 	unsigned int slots[ENGINE_BACKENDS_MAX] = {0};
 	int r;

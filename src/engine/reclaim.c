@@ -323,7 +323,9 @@ static void work_on(struct evictor *e, struct vm *vm)
 		return;
 	if (!enter(vm))
 		return;
-	for (int i = 0; i < ROUNDS && more && !atomic_load(&e->t.eng->stop); i++)
+	for (int i = 0; i < ROUNDS && more && !atomic_load(&e->t.eng->stop) &&
+			!atomic_load(&e->t.eng->pause.background);
+	     i++)
 		more = reclaim_round(e->context, vm);
 	atomic_fetch_sub(&vm->evictors, 1);
 	if (more)
@@ -344,7 +346,8 @@ static void *evictor_main(void *arg)
 		uint64_t token;
 
 		evict_context_refresh(e->context);
-		engine_thread_pass(&e->t);
+		if (engine_thread_pass(&e->t))
+			continue;
 		poll(pfd, 2, 1000);
 		if (read(eng->evict_fd, &token, sizeof(token)) < 0 && errno != EAGAIN)
 			break;

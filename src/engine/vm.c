@@ -64,6 +64,7 @@ struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t 
 	snprintf(vm->name, sizeof(vm->name), "%s", name);
 	snprintf(vm->uuid, sizeof(vm->uuid), "%s", uuid);
 	snprintf(vm->granularity, sizeof(vm->granularity), "auto");
+	vm->reclaim.saved_fd = vm->prefetch.saved_fd = -1;
 	atomic_store(&vm->refs, 1);
 	atomic_store(&vm->weight, 100);
 	vm->recent.size = RECENT_MIN;
@@ -134,6 +135,8 @@ void vm_put(struct vm *vm)
 	pthread_mutex_destroy(&vm->recent.lock);
 	pthread_mutex_destroy(&vm->bulk.lock);
 	free(vm->bulk.slots);
+	json_decref(vm->reclaim.options);
+	json_decref(vm->prefetch.options);
 	free(vm->recent.units);
 	free(vm);
 }
@@ -196,13 +199,10 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 
 int vm_store_adopt(struct vm *vm, const char *name, int fd)
 {
-	struct store_memory s = {.fd = -1, .kept = true};
 	char path[64];
 	struct stat st;
 	int seals;
 
-	if (vm->n_stores == VM_STORES_MAX || strlen(name) >= sizeof(s.name))
-		return -ENOSPC;
 	for (unsigned int i = 0; i < vm->n_stores; i++)
 		if (strcmp(vm->stores[i].name, name) == 0)
 			return -EEXIST;
@@ -212,20 +212,37 @@ int vm_store_adopt(struct vm *vm, const char *name, int fd)
 	    (st.st_mode & 0777) != 0600 || st.st_size <= 0 || seals < 0 ||
 	    (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW))
 		return -EPERM;
-	strcpy(s.name, name);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	s.fd = open(path, O_RDWR | O_CLOEXEC);
-	if (s.fd < 0)
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
 		return -errno;
-	s.bytes = (uint64_t)st.st_size;
-	s.addr = mmap(NULL, s.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, s.fd, 0);
-	if (s.addr == MAP_FAILED) {
-		int r = -errno;
+	return vm_store_inherit(vm, name, fd, (uint64_t)st.st_size, true);
+}
 
-		close(s.fd);
+int vm_store_inherit(struct vm *vm, const char *name, int fd, uint64_t bytes, bool kept)
+{
+	struct store_memory s = {.fd = fd, .kept = kept, .bytes = bytes};
+	struct stat st;
+	int r = 0;
+
+	if (vm->n_stores == VM_STORES_MAX || strlen(name) >= sizeof(s.name))
+		r = -ENOSPC;
+	else if (fd < 0 || fstat(fd, &st))
+		r = -EBADF;
+	else if (!bytes || (uint64_t)st.st_size != bytes)
+		r = -EUCLEAN;
+	if (!r) {
+		s.addr = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+			      0);
+		if (s.addr == MAP_FAILED)
+			r = -errno;
+	}
+	if (r) {
+		fd_close(&fd);
 		return r;
 	}
-	madvise(s.addr, s.bytes, MADV_DONTDUMP);
+	strcpy(s.name, name);
+	madvise(s.addr, bytes, MADV_DONTDUMP);
 	vm->stores[vm->n_stores++] = s;
 	return 0;
 }

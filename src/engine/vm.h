@@ -3,6 +3,7 @@
 #ifndef ENGINE_VM_H
 #define ENGINE_VM_H
 
+#include <jansson.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -170,8 +171,10 @@ struct vm_policy {
 	struct ebb_policy_host host;
 	struct ebb_policy_vm self;
 	char name[PLUGIN_NAME_MAX];
+	json_t *options;   /* {name: value}, as it was given; under policy_lock */
 	bool failure_told; /* under policy_lock */
 	char aside[160];   /* why null stands in for what was asked for; "" */
+	int saved_fd;	   /* its state, for a successor; -1: none */
 };
 
 /* A file of guest RAM, and how many regions of it the VM has. */
@@ -341,6 +344,8 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
  * made. -EPERM when it is not. What is in it is checked by whoever uses it. Under vm.lock.
  */
 int vm_store_adopt(struct vm *vm, const char *name, int fd);
+/* A piece as a living daemon had it; consumes fd. 0 or -errno. */
+int vm_store_inherit(struct vm *vm, const char *name, int fd, uint64_t bytes, bool kept);
 void vm_store_close(struct vm *vm, const char *name);
 /* All of them: the VM is dead. */
 void vm_drop_stores(struct vm *vm);

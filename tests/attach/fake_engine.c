@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* fake_engine.c: an engine that only takes notes, for tests of the attach socket. */
 #include "fake_engine.h"
+#include "engine/handover.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -191,4 +192,20 @@ int engine_detach(struct attachment *a, struct progress *p, struct error *e)
 	(void)e;
 	note(a->eng, "detach %s", a->vm);
 	return 0;
+}
+
+uint64_t handover_serial(const struct attachment *a)
+{
+	(void)a;
+	return 0;
+}
+
+struct attachment *handover_attachment(struct engine *eng, uint64_t serial,
+				       const struct attach_client_ops *ops, void *client)
+{
+	(void)eng;
+	(void)serial;
+	(void)ops;
+	(void)client;
+	return NULL;
 }
