@@ -369,6 +369,31 @@ static int take_region(struct takeover *t, const struct attach_region *reg, stru
 	return r ? r : repair_block(t, b);
 }
 
+static bool names_table(const struct vm *vm, const char *name)
+{
+	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
+		struct block *b = atomic_load(&vm->blocks[i]);
+
+		if (b && strcmp(b->table_name, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Tables of RAM that was unplugged: the daemon died before it told the client to let go of them. */
+static void drop_old_tables(struct vm *vm)
+{
+	char name[STORE_NAME_MAX];
+
+	for (unsigned int i = 0; i < vm->n_stores; i++) {
+		if (strncmp(vm->stores[i].name, "table:", 6) != 0 ||
+		    names_table(vm, vm->stores[i].name))
+			continue;
+		snprintf(name, sizeof(name), "%s", vm->stores[i].name);
+		vm_store_close(vm, name);
+	}
+}
+
 static int run(struct takeover *t, const struct attach_request *req, struct error *e)
 {
 	struct vm *vm = t->vm;
@@ -398,6 +423,8 @@ static int run(struct takeover *t, const struct attach_request *req, struct erro
 	for (unsigned int i = 0; i < t->rec->n_mappings && !r; i++)
 		r = attachment_adopt_mapping(t->att, &t->rec->mappings[i], e);
 	enter_books(t);
+	if (!r)
+		drop_old_tables(vm);
 	return r ? r : open_spaces(t, e);
 }
 

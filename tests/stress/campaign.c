@@ -44,7 +44,7 @@
 
 #define GUESTS_MAX 3
 #define HANG_S	   120
-#define LIFE_NS	   (NS_PER_S / 2) /* of deeds, then the daemon is killed */
+#define LIFE_NS	   (NS_PER_S * 2 / 5) /* of deeds, then the daemon is killed */
 #define PLUG_FIRST (1u << 30)
 
 /* What a dead daemon did not do is done again. */
@@ -455,6 +455,9 @@ static struct footprint measure(struct campaign *c)
 	/* Handles are given back as the threads pass, memory by the keeper's rounds. */
 	while ((f.orphan_bytes = orphan_bytes(c)) && clock_ns() < end)
 		usleep(100000);
+	for (int i = 0; i < c->n_guests; i++)
+		while (native_kept(c->g[i].vmm) > 3 && clock_ns() < end)
+			usleep(10000);
 	usleep(500000);
 	f.daemon_fds = daemon_fds(&c->d);
 	f.own_fds = own_fds();
@@ -551,7 +554,7 @@ static void unplug_all(struct campaign *c)
 	}
 }
 
-static int report(const struct campaign *c, unsigned int kills)
+static int report(const struct campaign *c, unsigned int kills, bool all_points)
 {
 	int bad = 0;
 
@@ -559,7 +562,7 @@ static int report(const struct campaign *c, unsigned int kills)
 	       FAULT_POINTS, c->at_points, c->in_takeover, c->kills - c->at_points);
 	for (int p = 0; p < FAULT_POINTS; p++) {
 		printf("  %-20s armed %u hit %u\n", point_names[p], c->armed[p], c->hits[p]);
-		if (!c->hits[p]) {
+		if (!c->hits[p] && all_points) {
 			printf("  NEVER REACHED: %s\n", point_names[p]);
 			bad = 1;
 		}
@@ -590,8 +593,9 @@ int main(int argc, char **argv)
 {
 	static struct campaign c = {.seed = 1, .n_guests = GUESTS_MAX};
 	struct footprint empty, before, after;
-	unsigned int kills = 300, extra = 4 * FAULT_POINTS;
+	unsigned int kills = 300, extra;
 	size_t mib = 16;
+	bool all_points;
 	int opt, bad;
 
 	while ((opt = getopt(argc, argv, "n:m:r:v:")) != -1) {
@@ -622,6 +626,9 @@ int main(int argc, char **argv)
 	kill(c.d.pid, SIGKILL);
 	daemon_reap(&c.d);
 	c.kills++;
+	/* A short run by hand does not come to all points. */
+	all_points = kills >= 3 * FAULT_POINTS;
+	extra = all_points ? 4 * FAULT_POINTS : 0;
 	/* A third at random instants, the rest at points in turn, and then at those not reached. */
 	while (c.kills < kills || (next_point(&c, true) >= 0 && extra-- > 0)) {
 		life_and_death(&c, c.kills >= kills   ? next_point(&c, true)
@@ -641,7 +648,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < c.n_guests; i++)
 		pthread_join(c.g[i].thread, NULL);
 	after = measure(&c);
-	bad = report(&c, kills);
+	bad = report(&c, kills, all_points);
 	compare(&before, &after);
 	end(&c, &empty);
 	return bad;
