@@ -4,6 +4,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -102,11 +103,15 @@ static int set_argument(const json_t *command, json_t *args, const char *name, c
 			struct error *e)
 {
 	const json_t *arg = schema_argument(command, name);
+	char path[PATH_MAX];
 	const char *want = "";
 	json_t *v;
 
 	if (!arg)
 		return set_option(command, args, name, value, e);
+	/* The daemon has another working directory. */
+	if (schema_flag(arg, "path") && realpath(value, path))
+		value = path;
 	v = convert(schema_text(arg, "type"), value, &want);
 	if (!v)
 		return bad(name, value, want, e);

@@ -336,7 +336,9 @@ int daemon_run(struct config *config, const struct schema *schema, int argc, cha
 		log_info("ebbd " EBB_VERSION " is ready in %s", config->runtime_dir);
 		notify_send("READY=1");
 		event_base_dispatch(d.base);
-		notify_send("STOPPING=1");
+		/* Of a successor's service nothing stops. */
+		if (!atomic_load(&d.handed_over))
+			notify_send("STOPPING=1");
 	}
 	end(&d);
 	return r;

@@ -29,6 +29,9 @@
 #define LOCK_AGAIN_US 20000
 #define OLD_ENDS_MS   3000
 
+#define METRICS_TRIES	 50
+#define METRICS_AGAIN_US 10000
+
 static int prepare(struct daemon *d, int sock, json_t **plugins, struct error *e)
 {
 	struct parcel hello, p;
@@ -100,10 +103,15 @@ static void serve(struct daemon *d, int sock, struct parcel *state)
 			   event_queue_settle, d->events, &d->listen, &e))
 		log_error("attach socket: %s", e.desc);
 	handover_settle(d->engine, state);
-	/* Its metrics socket is in the way until it has ended. */
+	/* Its metrics socket is in the way until it has ended, and a moment longer. */
 	poll(&old, 1, OLD_ENDS_MS);
-	if (daemon_make_metrics(d, &e))
-		log_error("metrics: %s", e.desc);
+	for (int i = 0; daemon_make_metrics(d, &e); i++) {
+		if (i == METRICS_TRIES) {
+			log_error("metrics: %s", e.desc);
+			return;
+		}
+		usleep(METRICS_AGAIN_US);
+	}
 }
 
 static void say_failed(int sock, const char *why)

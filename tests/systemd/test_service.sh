@@ -188,16 +188,29 @@ wait $!
 try_vm vm-root 0
 try_vm vm-nobody 65534
 
-pid=$(property MainPID)
-systemctl reload ebbd.service
-ok "it reloads" $?
-until_true 10 answers
-ok "and answers afterwards" $?
-same "as the same process" "$pid" "$(property MainPID)"
-
 # One VM for all that follows; half of it is evicted each time.
 start_vm vm-kept 65534
 reclaim_vm vm-kept
+pid=$(property MainPID)
+systemctl reload ebbd.service
+ok "it reloads" $?
+until_true 20 restarted "$pid"
+ok "and answers afterwards, as another process" $?
+same "which is no restart" 0 "$(property NRestarts)"
+same "and nobody's child but the manager's" 1 "$(status_of PPid)"
+vm_came_through vm-kept
+reclaim_vm vm-kept
+mv "$(command -v ebbd)" /run/ebbd.away
+systemctl reload ebbd.service
+[ $? != 0 ]
+ok "a reload that cannot be fails" $?
+mv /run/ebbd.away "$(dirname "$(command -v ebbctl)")/ebbd"
+until_true 10 answers
+ok "and it goes on" $?
+vm_came_through vm-kept
+
+reclaim_vm vm-kept
+pid=$(property MainPID)
 kill -KILL "$pid"
 until_true 20 restarted "$pid"
 ok "after a crash it is back" $?
