@@ -100,9 +100,16 @@ void keep_round(struct vm *vm)
 
 	if (!vm->keep || !att)
 		return;
-	while (next_gone(vm, name))
-		if (offer(att, name, -1, 0))
-			break; /* it holds memory a little longer, no more */
+	while (next_gone(vm, name)) {
+		if (!offer(att, name, -1, 0))
+			continue;
+		/* Not connected, or slow: it holds memory a little longer. The next round. */
+		pthread_mutex_lock(&vm->lock);
+		if (vm->n_unkeep < VM_STORES_MAX)
+			strcpy(vm->unkeep[vm->n_unkeep++], name);
+		pthread_mutex_unlock(&vm->lock);
+		break;
+	}
 	while (next_piece(vm, name, &fd, &bytes)) {
 		int r;
 
