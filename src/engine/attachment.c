@@ -823,9 +823,9 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
 		pthread_mutex_unlock(&vm->eng->lock);
 		if (r)
 			return r;
+		pthread_mutex_lock(&vm->lock);
 		if (vm->keep)
 			vm_suspend(vm, SUSPEND_KEEPING, true);
-		pthread_mutex_lock(&vm->lock);
 		r = attachment_add_block(att, reg, e);
 		if (!r && vm->keep)
 			vm_record_write(vm);

@@ -91,6 +91,19 @@ static void mark_kept(struct vm *vm, const char *name)
 	pthread_mutex_unlock(&vm->lock);
 }
 
+/* Under the lock: a piece may have been made since we found none, and must be offered first. */
+static void end_suspension(struct vm *vm)
+{
+	bool all = true;
+
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < vm->n_stores; i++)
+		all &= vm->stores[i].kept || !vm->stores[i].name[0];
+	if (all)
+		vm_suspend(vm, SUSPEND_KEEPING, false);
+	pthread_mutex_unlock(&vm->lock);
+}
+
 void keep_round(struct vm *vm)
 {
 	struct attachment *att = primary_of(vm);
@@ -123,5 +136,5 @@ void keep_round(struct vm *vm)
 		}
 		mark_kept(vm, name);
 	}
-	vm_suspend(vm, SUSPEND_KEEPING, false);
+	end_suspension(vm);
 }
