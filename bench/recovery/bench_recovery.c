@@ -13,6 +13,7 @@
 #include "base/size.h"
 #include "fault/table.h"
 #include "guest.h"
+#include "vm.h"
 #include "stress/daemon.h"
 
 /*
@@ -68,34 +69,6 @@ static void parse(int argc, char **argv, struct options *o)
 		parse_sizes(o, sizes);
 	if (!o->rounds || o->rounds > TABLE_ROUNDS)
 		errx(2, "--rounds: 1 to %d", TABLE_ROUNDS);
-}
-
-/* Evicts what can be evicted; returns how much is. */
-static uint64_t evict_all(struct daemon *d, uint64_t bytes)
-{
-	uint64_t evicted = 0, was;
-
-	/* Some of it may be busy at the first try. */
-	for (int dry = 0; dry < 5 && evicted < bytes; dry += evicted <= was) {
-		was = evicted;
-		daemon_ask(
-			d,
-			"{\"execute\":\"vm-reclaim\",\"arguments\":{\"vm\":\"vm\",\"bytes\":%llu}}",
-			(unsigned long long)bytes);
-		evicted = daemon_vm_number(d, "vm", "evicted-bytes");
-	}
-	return evicted;
-}
-
-static void wait_vm(struct daemon *d, const char *until)
-{
-	for (int i = 0; i < 60000; i++) {
-		daemon_ask(d, "{\"execute\":\"query-vms\"}");
-		if (strstr(d->answer, until))
-			return;
-		usleep(1000);
-	}
-	errx(1, "the VM does not come: %.300s", d->answer);
 }
 
 /* The last figure that the daemon's log has between these words. */

@@ -4,7 +4,9 @@
 
 #include <err.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,11 +44,55 @@ static bool is_right(const uint64_t *ram, uint64_t page, size_t random_words)
 	return true;
 }
 
+/* ---- threads that touch memory all the time, and note how long that takes at the most ---- */
+
+struct toucher {
+	uint64_t *at;
+	uint64_t pages, page;
+	useconds_t pause_us;
+	_Atomic uint64_t longest_ns, touches;
+};
+
+static void *touch(void *arg)
+{
+	struct toucher *t = arg;
+
+	for (;;) {
+		uint64_t begin = clock_ns(), took, longest = atomic_load(&t->longest_ns);
+
+		*(volatile uint64_t *)(t->at + t->page * (PAGE / 8));
+		took = clock_ns() - begin;
+		while (took > longest &&
+		       !atomic_compare_exchange_weak(&t->longest_ns, &longest, took))
+			;
+		atomic_fetch_add(&t->touches, 1);
+		t->page = (t->page + t->pages * 5 / 8 + 1) % t->pages;
+		usleep(t->pause_us);
+	}
+	return NULL;
+}
+
+/* One in the VM's RAM, one in memory that nobody takes: what that one sees is the machine's noise.
+ */
+static void start_touchers(struct toucher *t, uint64_t *ram, uint64_t pages)
+{
+	static uint64_t own[16 * PAGE / 8];
+	pthread_t thread;
+
+	t[0] = (struct toucher){.at = ram, .pages = pages, .pause_us = 100};
+	t[1] = (struct toucher){.at = own, .pages = 16, .pause_us = 100};
+	memset(own, 1, sizeof(own));
+	for (int i = 0; i < 2; i++)
+		if (pthread_create(&thread, NULL, touch, &t[i]))
+			err(1, "pthread_create");
+}
+
 int guest_main(char **args)
 {
 	uint64_t bytes = strtoull(args[0], NULL, 10), pages = bytes / PAGE, page, wrong = 0;
 	size_t random_words = PAGE / 8 / strtoul(args[1], NULL, 10);
 	int fd = memfd_create("guest-ram", MFD_CLOEXEC);
+	static struct toucher touchers[2];
 	uint64_t *ram;
 	char line[64];
 
@@ -68,6 +114,14 @@ int guest_main(char **args)
 			printf("%llu\n", first && is_right(ram, page, random_words)
 						 ? (unsigned long long)now
 						 : 0ull);
+		} else if (strcmp(line, "go\n") == 0) {
+			start_touchers(touchers, ram, pages);
+			puts("1");
+		} else if (strcmp(line, "longest\n") == 0) {
+			printf("%llu %llu %llu\n",
+			       (unsigned long long)atomic_exchange(&touchers[0].longest_ns, 0),
+			       (unsigned long long)atomic_exchange(&touchers[1].longest_ns, 0),
+			       (unsigned long long)atomic_load(&touchers[0].touches));
 		} else {
 			for (page = 0; page < pages; page++)
 				wrong += !is_right(ram, page, random_words);
@@ -141,6 +195,28 @@ uint64_t guest_touched(struct guest *g)
 	if (!ns)
 		errx(1, "a page has the wrong content");
 	return ns;
+}
+
+void guest_go(struct guest *g)
+{
+	fputs("go\n", g->to);
+	fflush(g->to);
+	answer(g);
+}
+
+struct guest_longest guest_longest(struct guest *g)
+{
+	struct guest_longest l;
+	unsigned long long v[3];
+	char line[96];
+
+	fputs("longest\n", g->to);
+	fflush(g->to);
+	if (!fgets(line, sizeof(line), g->from) ||
+	    sscanf(line, "%llu %llu %llu", &v[0], &v[1], &v[2]) != 3)
+		errx(1, "the guest died");
+	l = (struct guest_longest){v[0], v[1], v[2]};
+	return l;
 }
 
 uint64_t guest_wrong(struct guest *g)

@@ -23,6 +23,16 @@ void guest_end(struct guest *g);
 void guest_touch(struct guest *g, uint64_t page);
 /* When (CLOCK_MONOTONIC) the page was there. Ends the program when it has the wrong content. */
 uint64_t guest_touched(struct guest *g);
+/*
+ * From now on two threads of it touch memory all the time: one its RAM, page after page in an order
+ * that is no order, the other memory that is no VM's.
+ */
+void guest_go(struct guest *g);
+struct guest_longest {
+	uint64_t ram_ns, other_ns; /* the longest touch since the last time */
+	uint64_t touches;	   /* of RAM, in all */
+};
+struct guest_longest guest_longest(struct guest *g);
 /* How many pages do not have their content. */
 uint64_t guest_wrong(struct guest *g);
 

@@ -3,15 +3,14 @@
 """The demo: a Linux guest in an unmodified QEMU loses half of its memory and keeps running.
 
 QEMU boots Debian's kernel; Redis in the guest is filled and checked; the VM's limit is set to half
-of what it uses, and load goes on; ebbd is killed under the load, and another one takes over; at the
-end every byte of every value is compared with what it must be. Nothing is left behind, also after
+of what it uses, and load goes on; ebbd is killed under the load, another one takes over, and is
+itself replaced by an upgrade; at the end every byte of every value is compared with what it must be. Nothing is left behind, also after
 Ctrl-C. Started by scripts/demo, which installs what is missing.
 
 Theory of operation
   A demo is a list of phases, run in order. A phase is a method of Demo: it shows its progress
   through self.display, and what it returns is printed as its result. What phases know of each
-  other is in self.result. A new thing to show (an upgrade of the daemon) is one more method in
-  PHASES, before the final check. All that is started is ended by the Scope.
+  other is in self.result. A new thing to show is one more method in PHASES, before the final check. All that is started is ended by the Scope.
 """
 import argparse
 import json
@@ -158,6 +157,19 @@ class Demo:
         return "taken over in %.1f s, %d MiB evicted, nothing lost" % (
             took, before["evicted-bytes"] // MIB)
 
+    def upgrade(self):
+        """A new daemon takes over from the living one, under load."""
+        with Load(self.redis) as load:
+            load.wait_answers(50, "answers before the upgrade")
+            done = self.ebb.upgrade()
+            load.wait_answers(100, "answers after the upgrade")
+            after = self.ebb.vm(VM)
+        if self.redis.wrong or after["pages-lost"]:
+            raise Failure("%d wrong bytes and %d lost pages after the upgrade" % (
+                self.redis.wrong, after["pages-lost"]))
+        return "process %d goes on; no fault was served for %.1f ms" % (
+            done["pid"], done["paused-us"] / 1000)
+
     def verify(self):
         start = time.monotonic()
         wrong = self.redis.verify(self.display.progress)
@@ -175,6 +187,7 @@ class Demo:
         ("Limit: half of what it uses; load goes on", halve),
         ("Load with half of its memory", load_under_limit),
         ("Killing ebbd under load, starting another", kill),
+        ("Upgrading ebbd under load", upgrade),
         ("Checking every value", verify),
     ]
 
@@ -198,7 +211,7 @@ class Demo:
                 net // MIB, 100 * net // r["before"])),
             ("faults that brought stored memory back", "%d" % (
                 r["first"]["faults"] + figures["faults"])),
-            ("cost of a fault in the second daemon", "p50 %s us, p99 %s us, max %s us" % (
+            ("cost of a fault since the kill", "p50 %s us, p99 %s us, max %s us" % (
                 figure(latency["p50"]), figure(latency["p99"]), figure(latency["max"]))),
             ("evictions / cancelled by a write", "%d / %d" % (
                 r["first"]["evictions"] + figures["evictions"],
@@ -228,8 +241,8 @@ class Demo:
         for p in problems:
             print("FAILED: " + p)
         if not problems:
-            print("The guest ran on with half of its memory, and when ebbd was killed; every "
-                  "byte was as it must be.")
+            print("The guest ran on with half of its memory, and when ebbd was killed and "
+                  "upgraded; every byte was as it must be.")
         return 1 if problems else 0
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon is killed under a busy guest, again and again: each successor takes the VM over with
-all that was evicted, keeps its limit, and the last one detaches it whole."""
+"""The daemon is killed and replaced under a busy guest, again and again: each successor takes the VM
+over with all that was evicted, keeps its limit, and the last one detaches it whole."""
+import os
 import sys
 
 from ebbguest.ebb import MIB, Ebb
@@ -12,7 +13,8 @@ from ebbguest.testing import expect, expect_sound, main, squeeze, step
 
 VM = "kill"
 DATA_MIB = 64
-KILLS = 3
+# EBB_ROUNDS=20 for more: each is a kill and an upgrade.
+ROUNDS = int(os.environ.get("EBB_ROUNDS", "2"))
 
 
 def test_kill(ebb, guest, redis):
@@ -40,6 +42,25 @@ def test_kill(ebb, guest, redis):
     step("every value is right; %d MiB are resident" % (figures["resident-bytes"] // MIB))
 
 
+def test_upgrade(ebb, guest, redis):
+    """The living daemon hands over, with requests under way throughout."""
+    with Load(redis) as load:
+        load.wait_answers(100, "answers under the limit")
+        before = ebb.vm(VM)
+        done = ebb.upgrade()
+        step("ebbd %d has the VM after %.1f ms, with %d MiB evicted" % (
+            ebb.pid, done["paused-us"] / 1000, before["evicted-bytes"] // MIB))
+        after = ebb.vm(VM)
+        for key in ("pid", "limit-bytes", "ram-bytes", "reclaim-policy"):
+            expect(after[key] == before[key], "%s is what it was" % key)
+        expect(after["faults"] >= before["faults"], "faults go on counting")
+        load.wait_answers(200, "answers after the upgrade")
+    expect(redis.wrong == 0, "every answer was right")
+    expect(redis.verify() == 0, "every value is right after the upgrade")
+    ebb.wait_resident(VM, before["limit-bytes"])
+    expect_sound(ebb, VM)
+
+
 def test_detach(ebb, redis):
     step("detach")
     ebb.ctl("vm-detach", VM)
@@ -60,8 +81,9 @@ def run():
         redis.start()
         redis.fill()
         squeeze(ebb, VM)
-        for _ in range(KILLS):
+        for _ in range(ROUNDS):
             test_kill(ebb, guest, redis)
+            test_upgrade(ebb, guest, redis)
         test_detach(ebb, redis)
         expect(guest.child.running(), "QEMU runs on")
 

@@ -94,6 +94,8 @@ void daemon_start(struct daemon *d, const char *const *args)
 	for (; args && *args && n < DAEMON_ARGS_MAX - 1; args++)
 		d->argv[n++] = *args;
 	d->argv[n] = NULL;
+	/* Who replaces it becomes our child too. */
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	daemon_begin(d);
 	daemon_reach(d);
 }
@@ -114,6 +116,30 @@ void daemon_connect(const struct daemon *d, struct daemon *out)
 	if (!read_line(out)) /* the greeting */
 		errx(1, "the daemon closed the control socket");
 	daemon_ask(out, "{\"execute\":\"qmp_capabilities\"}");
+}
+
+static uint64_t number_in(const char *text, const char *key)
+{
+	const char *p = strstr(text, key);
+
+	if (!p)
+		errx(1, "no %s in %.300s", key, text);
+	return strtoull(p + strlen(key), NULL, 10);
+}
+
+uint64_t daemon_upgrade(struct daemon *d)
+{
+	uint64_t paused_us;
+	pid_t old = d->pid;
+
+	daemon_ask(d, "{\"execute\":\"upgrade\"}");
+	paused_us = number_in(d->answer, "\"paused-us\":");
+	d->pid = (pid_t)number_in(d->answer, "\"pid\":");
+	close(d->fd);
+	if (waitpid(old, NULL, 0) != old)
+		err(1, "waitpid");
+	meet(d);
+	return paused_us;
 }
 
 int daemon_reap(struct daemon *d)

@@ -35,6 +35,11 @@ void daemon_replace(struct daemon *d);
 /* The same for one that dies by itself: waits for its end and gives its wait status; the next. */
 int daemon_reap(struct daemon *d);
 void daemon_next(struct daemon *d);
+/*
+ * Has it replaced by another process of the same binary, as an upgrade does: d->pid is that one's
+ * then. Returns for how long no fault was served, in microseconds. Exits the test when it fails.
+ */
+uint64_t daemon_upgrade(struct daemon *d);
 /* Like daemon_ask(), for one that may die: false when it did. */
 bool daemon_try(struct daemon *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */

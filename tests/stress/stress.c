@@ -77,8 +77,8 @@ struct player {
 	uint64_t seed, ram_bytes, evictions;
 	enum native_kind kind;
 	bool plugged, second_tier;
-	unsigned int did[9], kills;
-	bool kill;
+	unsigned int did[9], kills, upgrades;
+	bool kill, upgrade;
 };
 
 static void expect_return(struct player *o, const char *what)
@@ -261,7 +261,7 @@ static void operate(struct player *o, double seconds)
 		unsigned int k = (unsigned int)(rng(&o->seed) % 9);
 
 		/* What this backend holds does not outlive the daemon. */
-		if (k == 8 && o->kill)
+		if (k == 8 && (o->kill || o->upgrade))
 			continue;
 		/* Unplugging a block under a small limit takes its time. */
 		if (k == 6 && rng(&o->seed) % 4)
@@ -270,6 +270,10 @@ static void operate(struct player *o, double seconds)
 		o->did[k]++;
 		if (o->kill && rng(&o->seed) % 3 == 0)
 			do_kill(o);
+		if (o->upgrade && rng(&o->seed) % 3 == 0) {
+			daemon_upgrade(o->d);
+			o->upgrades++;
+		}
 		usleep((useconds_t)(rng(&o->seed) % 20000));
 	}
 }
@@ -313,12 +317,16 @@ static void use_backend(struct daemon *d, const char *driver, char *options)
 }
 
 static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed,
-		const char *driver, char *backend, bool with_kills)
+		const char *driver, char *backend, bool with_kills, bool with_upgrades)
 {
 	struct daemon d;
 	struct native_ram ram[2];
-	struct player o = {
-		.d = &d, .seed = seed, .ram_bytes = bytes, .kind = kind, .kill = with_kills};
+	struct player o = {.d = &d,
+			   .seed = seed,
+			   .ram_bytes = bytes,
+			   .kind = kind,
+			   .kill = with_kills,
+			   .upgrade = with_upgrades};
 	unsigned int fds;
 	uint64_t checks = 0, writes = 0;
 
@@ -367,9 +375,9 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	       (unsigned long long)daemon_vm_number(&d, "stress", "limit-excess"),
 	       (unsigned long long)daemon_vm_number(&d, "stress", "pages-lost"));
 	printf("limits %u reclaims %u prefetches %u policies %u discards %u punches %u plugs %u "
-	       "pins %u backends %u kills %u\n",
+	       "pins %u backends %u kills %u upgrades %u\n",
 	       o.did[0], o.did[1], o.did[2], o.did[3], o.did[4], o.did[5], o.did[6], o.did[7],
-	       o.did[8], o.kills);
+	       o.did[8], o.kills, o.upgrades);
 	if (backend)
 		printf("%s\n", daemon_ask(&d, "{\"execute\":\"query-backends\"}"));
 	/* An injected error of a load loses the page, as it should. */
@@ -397,14 +405,14 @@ int main(int argc, char **argv)
 {
 	enum native_kind kind = NATIVE_SHMEM;
 	double seconds = 10;
-	bool with_kills = false;
+	bool with_kills = false, with_upgrades = false;
 	size_t mib = 128;
 	uint64_t seed = 1;
 	const char *driver = "inject";
 	char *backend = NULL;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "k:s:m:r:b:D:K")) != -1) {
+	while ((opt = getopt(argc, argv, "k:s:m:r:b:D:KU")) != -1) {
 		if (opt == 'k' && strcmp(optarg, "thp") == 0)
 			kind = NATIVE_THP;
 		else if (opt == 'k' && strcmp(optarg, "hugetlb") == 0)
@@ -421,6 +429,8 @@ int main(int argc, char **argv)
 			driver = optarg;
 		else if (opt == 'K')
 			with_kills = true;
+		else if (opt == 'U')
+			with_upgrades = true;
 		else if (opt != 'k')
 			errx(2,
 			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed] "
@@ -433,6 +443,6 @@ int main(int argc, char **argv)
 	/* With what is plugged in, and some for the headroom. */
 	if (kind == NATIVE_HUGETLB)
 		kt_set_free_huge_pages((unsigned int)(mib / 2 + mib / 8 + 16));
-	run(kind, mib << 20, seconds, seed, driver, backend, with_kills);
+	run(kind, mib << 20, seconds, seed, driver, backend, with_kills, with_upgrades);
 	return 0;
 }

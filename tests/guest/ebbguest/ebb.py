@@ -8,7 +8,7 @@ import threading
 import time
 
 from .guest import SOURCE
-from .process import Failure, wait_for
+from .process import Adopted, Failure, adopt_orphans, wait_for
 
 MIB = 1 << 20
 
@@ -60,6 +60,16 @@ class Ebb:
 
     def stop(self):
         return self.child.stop()
+
+    def upgrade(self):
+        """Replaces it by another process of the same binary; returns what ebbctl says of it."""
+        adopt_orphans()
+        old = self.child
+        done = self.ctl("upgrade")
+        self.child = Adopted("ebbd", done["pid"], old.log)
+        self.scope.defer(self.child.stop)
+        wait_for(lambda: not old.running(), "the end of the daemon before", 20)
+        return done
 
     def kill(self):
         """Ends it as a crash would; start() starts its successor."""

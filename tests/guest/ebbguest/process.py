@@ -10,6 +10,7 @@ import tempfile
 import time
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None)
 
 
@@ -60,6 +61,42 @@ class Child:
             except subprocess.TimeoutExpired:
                 self.popen.kill()
         return self.popen.wait()
+
+
+class Adopted:
+    """A process that one of ours left to us when it ended; used as a Child. Needs adopt_orphans()
+    before that."""
+
+    def __init__(self, name, pid, log):
+        self.name, self.pid, self.log, self.status = name, pid, log, None
+
+    tail = Child.tail
+
+    def running(self):
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        return self.status is None
+
+    def require_running(self):
+        if not self.running():
+            raise Failure("%s ended (status %d): %s" % (self.name, self.status, self.tail()))
+
+    def stop(self, sig=signal.SIGTERM, wait=5.0):
+        if self.running():
+            os.kill(self.pid, sig)
+            end = time.monotonic() + wait
+            while self.running():
+                if time.monotonic() > end:
+                    os.kill(self.pid, signal.SIGKILL)
+                time.sleep(0.01)
+        return self.status
+
+
+def adopt_orphans():
+    """What our processes leave behind becomes our child."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Scope:
