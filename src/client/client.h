@@ -88,7 +88,7 @@ struct zap {
 };
 
 /* A piece of the daemon's state of this VM, for the next daemon (resume.c). */
-#define CLIENT_KEPT_MAX 64
+#define CLIENT_KEPT_MAX 96 /* what a VM of CLIENT_REGIONS_MAX regions can have */
 struct kept {
 	char name[CLIENT_NAME_MAX];
 	int fd;

@@ -236,6 +236,8 @@ static int block_new(struct vm *vm, const struct attach_region *reg, const struc
 	b->bytes = reg->size;
 	b->guest_addr = reg->guest_addr;
 	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
+	if (b->kind != BLOCK_SHMEM)
+		fault_expect_huge(vm->eng);
 	b->units = reg->size >> b->unit_shift;
 	b->first_unit = (atomic_load(&vm->units) + 63) / 64 * 64;
 	if (b->kind == BLOCK_THP)
@@ -297,6 +299,8 @@ static int block_adopt(struct vm *vm, const struct attach_region *reg,
 	b->bytes = reg->size;
 	b->guest_addr = reg->guest_addr;
 	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
+	if (b->kind != BLOCK_SHMEM)
+		fault_expect_huge(vm->eng);
 	b->units = reg->size >> b->unit_shift;
 	b->first_unit = rb->first_unit;
 	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);

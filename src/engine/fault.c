@@ -71,6 +71,7 @@ struct fault_worker {
 	int epoll_fd;
 	struct uffd_msg msgs[MESSAGES];
 	struct load loads[LOADS + HUGE_LOADS];
+	bool large; /* the buffers of 2 MiB have their memory */
 	unsigned int in_flight;
 	bool channel_watched[PE_TIERS];
 	bool asked; /* somebody waits for this worker to pass */
@@ -704,6 +705,10 @@ static void *fault_main(void *arg)
 		if (pass) {
 			loader_flush_frees(&w->loader);
 			if (!w->in_flight) {
+				if (atomic_load(&w->t.eng->has_huge) && !w->large) {
+					loader_make_large(&w->loader);
+					w->large = true;
+				}
 				loader_refresh(&w->loader, LOADS + HUGE_LOADS);
 				watch_channels(w);
 				/* Held: backends may have come. */
@@ -733,6 +738,14 @@ void fault_unwatch(struct engine *eng, struct attachment *att)
 		epoll_ctl(eng->fault_workers[i]->epoll_fd, EPOLL_CTL_DEL, att->uffd, NULL);
 }
 
+void fault_expect_huge(struct engine *eng)
+{
+	if (atomic_exchange(&eng->has_huge, true))
+		return;
+	for (unsigned int i = 0; i < eng->n_fault_workers; i++)
+		engine_thread_wake(&eng->fault_workers[i]->t);
+}
+
 int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker **out)
 {
 	struct fault_worker *w = calloc(1, sizeof(*w));
@@ -752,8 +765,9 @@ int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker
 		r = -errno;
 		goto fail;
 	}
-	r = loader_open(eng, &w->loader, LOADS + HUGE_LOADS,
-			HUGE_LOADS * UNIT_MAX_BYTES + LOADS * UINT64_C(4096));
+	r = loader_open_small(eng, &w->loader, LOADS + HUGE_LOADS,
+			      HUGE_LOADS * UNIT_MAX_BYTES + LOADS * UINT64_C(4096),
+			      LOADS * UINT64_C(4096));
 	if (r)
 		goto fail;
 	buf = loader_more(&w->loader);

@@ -91,6 +91,7 @@ struct engine {
 	pthread_mutex_t barrier_lock;
 	struct engine_pause pause;
 	_Atomic bool stop;
+	_Atomic bool has_huge; /* a block of 2 MiB units has been seen: buffers are made for them */
 	struct fault_worker *fault_workers[FAULT_THREADS_MAX];
 	unsigned int n_fault_workers;
 	struct evictor *evictors[EVICT_THREADS_MAX];
@@ -220,6 +221,15 @@ struct loader {
 
 /* more_bytes: buffers of the owner's own, behind the loader's two (loader_more()). */
 int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes);
+/*
+ * The same, with memory only for what units of 4 KiB need: the start of the loader's two buffers,
+ * and the last bytes of the owner's own. What a VM with huge units needs comes with
+ * loader_make_large(), called by the owner's thread when the first one is there; until then the
+ * first touch brings it.
+ */
+int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_depth,
+		      uint64_t more_bytes, uint64_t last_bytes);
+void loader_make_large(struct loader *ld);
 static inline void *loader_more(const struct loader *ld)
 {
 	return (char *)ld->buffers + 2 * UNIT_MAX_BYTES;
@@ -260,6 +270,8 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 void loader_lost(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry);
 
 /* ---- fault.c ---- */
+/* There are blocks of 2 MiB units from now on: every worker gets memory for them, soon. */
+void fault_expect_huge(struct engine *eng);
 int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker **out);
 void fault_worker_free(struct fault_worker *w);
 /* Every worker watches this uffd from now on / no more. */

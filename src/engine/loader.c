@@ -11,6 +11,10 @@
 #include "engine/internal.h"
 #include "engine/thp.h"
 
+#ifndef MADV_POPULATE_WRITE /* Linux 5.14; a C library may be older */
+#define MADV_POPULATE_WRITE 23
+#endif
+
 /*
  * Theory of operation
  *
@@ -43,6 +47,31 @@ int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uin
 {
 	/* Populated, so that the fault path never waits for memory of its own. */
 	return open_with(eng, ld, queue_depth, more_bytes, MAP_POPULATE);
+}
+
+static void populate(void *at, uint64_t bytes)
+{
+	/* EINVAL: a kernel before 5.14, where the first touch does it. */
+	if (madvise(at, bytes, MADV_POPULATE_WRITE))
+		return;
+}
+
+int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_depth,
+		      uint64_t more_bytes, uint64_t last_bytes)
+{
+	int r = open_with(eng, ld, queue_depth, more_bytes, 0);
+
+	if (r)
+		return r;
+	populate(ld->buffers, 4096);
+	populate((char *)ld->buffers + UNIT_MAX_BYTES, 4096);
+	populate((char *)ld->buffers + ld->buffers_bytes - last_bytes, last_bytes);
+	return 0;
+}
+
+void loader_make_large(struct loader *ld)
+{
+	populate(ld->buffers, ld->buffers_bytes);
 }
 
 int loader_open_brief(struct engine *eng, struct loader *ld)

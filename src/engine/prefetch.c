@@ -299,7 +299,7 @@ int prefetcher_new(struct engine *eng, struct prefetcher **out)
 		return -ENOMEM;
 	p->t.eng = eng;
 	p->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = p->t.wake_fd < 0 ? -errno : loader_open(eng, &p->loader, 1, 0);
+	r = p->t.wake_fd < 0 ? -errno : loader_open_small(eng, &p->loader, 1, 0, 0);
 	if (!r)
 		r = engine_thread_start(eng, &p->t, "ebb-prefetch", prefetcher_main, p);
 	if (r) {
