@@ -279,6 +279,7 @@ class Native(Base):
         c("check", "ram", 1, RAM // 2, RAM // 2)
 
     def test_10_exit_frees_the_vm(self):
+        self.ebb.ctl("query-host")  # answered when it has opened all that it keeps open
         before = self.ebb.fds()
         for _ in range(3):
             c = self.attached()

@@ -400,7 +400,8 @@ static void closing_leaves_nothing(void **state)
 	/* A sanitizer has a heap and mappings of its own (and finds leaks by itself). */
 	if (!SANITIZED) {
 		assert_in_range(mappings(), 0, maps + 1);
-		assert_in_range(mallinfo2().uordblks, 0, heap + 4096);
+		/* What malloc keeps ready for its threads counts as in use. */
+		assert_in_range(mallinfo2().uordblks, 0, heap + 16384);
 	}
 	free(buf);
 }

@@ -55,7 +55,7 @@ def test_errors_name_what_is_wrong(binary):
     with Daemon(binary) as d:
         c = d.client()
         assert "'nonsense'" in refused("CommandNotFound", c.call, "nonsense")
-        refused("CommandNotFound", c.call, "upgrade")
+        refused("CommandNotFound", c.call, "Quit")
         assert "'vm'" in refused("InvalidArgument", c.call, "query-vm")
         assert "'vim'" in refused("InvalidArgument", c.call, "query-vm", vm="a", vim=1)
         assert "'ghost'" in refused("NotFound", c.call, "query-vm", vm="ghost")
@@ -151,6 +151,9 @@ def test_answers_are_as_declared(binary):
         for command, args in calls:
             check.answer(command, c.call(command, **args))
         done = {command for command, _ in calls} | {"qmp_capabilities", "job-cancel", "quit"}
+        # This daemon has none to be replaced by; tests/upgrade has.
+        refused("Unsupported", c.call, "upgrade", binary="/bin/true")
+        done.add("upgrade")
         assert done == {x["name"] for x in check.schema["commands"]}
 
 

@@ -8,7 +8,7 @@ import struct
 import sys
 
 from guests import MIB, SIZE, ask, attached, vm
-from harness import Daemon, ctl, main, wait_for
+from harness import BUILD, Daemon, ctl, main, wait_for
 
 
 def evicted(d, at_least):
