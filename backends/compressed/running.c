@@ -322,6 +322,7 @@ int running_resume(struct space *sp)
 	/* Not there: reading it would take memory. */
 	if (!sp->left_room)
 		return 0;
+	r->magic = 0; /* not one damaged word alone shall bring it back */
 	if (atomic_exchange(&r->good, 0) && atomic_exchange(&r->disturbed, 0) && !sp->disturber)
 		return space_recover_again(sp);
 	return 0;

@@ -352,6 +352,13 @@ static bool has_store(const struct vm *vm, const char *name)
 	return false;
 }
 
+static bool is_file_of(const struct record_block *rb, const struct attach_region *reg)
+{
+	struct memfd_info info;
+
+	return !memfd_info(reg->memfd, &info) && info.dev == rb->dev && info.ino == rb->ino;
+}
+
 static int take_region(struct takeover *t, const struct attach_region *reg, struct error *e)
 {
 	const struct record_block *rb = find_record(t->rec, reg->id);
@@ -359,10 +366,11 @@ static int take_region(struct takeover *t, const struct attach_region *reg, stru
 	int r;
 
 	/*
-	 * A second mapping, or RAM that was being plugged when the daemon died: a block is evicted
-	 * from only while the client holds its table, so without one all of it is there.
+	 * A second mapping, or RAM that was being plugged when the daemon died, perhaps in place of
+	 * other RAM that the record still tells of: a block is evicted from only while the client
+	 * holds its table, so without one all of it is there.
 	 */
-	if (!rb || !has_store(t->vm, rb->table))
+	if (!rb || !has_store(t->vm, rb->table) || !is_file_of(rb, reg))
 		return attachment_add_any(t->att, reg, e);
 	r = attachment_adopt_block(t->att, reg, rb, &b, e);
 	FAULT_POINT(takeover_registered);
