@@ -474,11 +474,11 @@ class PreloadTest(unittest.TestCase):
         self.assertEqual(vm.request("zap", {"ranges": []}, self.piece(b"x")).keys(),
                          {"return", "id"})
         self.assertEqual(self.held(g), 0)
-        for i in range(64):
+        for i in range(96):
             self.assertIn("return", self.keep(vm, f"p{i}", b"x"))
         self.assertIn("error", self.keep(vm, "one-more", b"x"))
         self.assertIn("return", self.keep(vm, "p7", b"y"))
-        self.assertEqual(self.held(g), 64)
+        self.assertEqual(self.held(g), 96)
 
     def test_52_detach_lets_go_of_everything(self):
         g, vm, r = self.attached()
