@@ -429,7 +429,7 @@ int device_open(struct ssd *d, char *err, uint64_t err_len)
 	d->super = aligned_alloc(BLOCK_BYTES, BLOCK_BYTES);
 	d->table = aligned_alloc(BLOCK_BYTES, table_bytes);
 	d->table_dirty = calloc(table_blocks(d) + 1, 1);
-	d->segs = calloc(d->n_segs, sizeof(*d->segs));
+	d->segs = calloc((size_t)d->n_segs + 1, sizeof(*d->segs));
 	d->n_free = d->n_segs;
 	if (!d->super || !d->table || !d->table_dirty || !d->segs)
 		return -ENOMEM;

@@ -84,7 +84,7 @@ static void measure(struct table *t, const struct options *o)
 	printf("%.0f MiB of %.0f MiB are evicted\n", (double)evict_all(&d, o->size) / 1048576,
 	       (double)o->size / 1048576);
 	daemon_ask(&d, "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"vm\",\"limit\":%llu}}",
-		   (unsigned long long)(o->size / 32 + (UINT64_C(16) << 20)));
+		   (unsigned long long)(o->size / 32 + (UINT64_C(8) << 20)));
 	guest_go(&g);
 	for (unsigned int i = 0; i < o->rounds; i++) {
 		uint64_t begin, took;

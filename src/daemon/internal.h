@@ -25,6 +25,7 @@ struct daemon {
 	struct engine *engine;
 	struct crashes *crashes;
 	bool ended; /* as it should */
+	bool kept;  /* the engine left VMs to a successor */
 	struct listen *listen;
 	struct control *control;
 	struct metrics_http *metrics;

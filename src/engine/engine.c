@@ -259,12 +259,12 @@ fail:
 	return r;
 }
 
-void engine_free(struct engine *eng)
+bool engine_free(struct engine *eng)
 {
 	bool kept = false;
 
 	if (!eng)
-		return;
+		return false;
 	probes_end(eng);
 	/* A VM whose process just exited is taken apart behind a barrier, and there are none once
 	 * the threads end. */
@@ -300,4 +300,5 @@ void engine_free(struct engine *eng)
 	pthread_mutex_destroy(&eng->pause.lock);
 	pthread_cond_destroy(&eng->pause.changed);
 	free(eng);
+	return kept;
 }

@@ -77,8 +77,12 @@ struct engine_config {
 };
 
 int engine_new(const struct engine_config *config, struct engine **out, struct error *e);
-/* Stops all threads. VMs that are still attached keep their memory as it is (faults wait). */
-void engine_free(struct engine *eng);
+/*
+ * Stops all threads. VMs that are still attached keep their memory as it is (faults wait). True
+ * when a client keeps one's state: what belongs to that is not freed, for the process ends now.
+ * Takes NULL.
+ */
+bool engine_free(struct engine *eng);
 
 /* ---- attaching (used by src/attach) ---- */
 

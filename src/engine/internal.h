@@ -322,8 +322,11 @@ int tracker_present(struct block *b, uint64_t unit, uint64_t count, uint64_t *bi
 void tracker_forget_chunk(struct block *b, uint64_t unit, uint64_t count);
 /* Takes one access window for a VM whose policy wants it. */
 void tracker_window(struct vm *vm);
-/* Drops the page-table entries of these units in every process, by its own client if it can. */
-void tracker_zap(struct vm *vm, const struct ebb_range *ranges, unsigned int n);
+/*
+ * Drops the page-table entries of these units in every process, by its own client if it can. Under
+ * policy_lock, or apart from it.
+ */
+void tracker_zap(struct vm *vm, const struct ebb_range *ranges, unsigned int n, bool apart);
 
 /* ---- zapper.c: drops page-table entries while others go on ---- */
 int zapper_new(struct engine *eng, struct zapper **out);

@@ -173,6 +173,7 @@ struct zap_batch {
 	unsigned int n;
 	int result;
 	bool recording; /* it is a recording that makes accesses forgotten, not the policy */
+	bool apart;	/* not under policy_lock */
 };
 
 /* A client that did not answer is not asked again for a while: policy hooks wait for it. */
@@ -209,14 +210,27 @@ static void flush_zaps(struct zap_batch *z)
 	z->n = 0;
 }
 
+/* apart: the calling thread has not got the policy_lock. */
+static void tell_used(struct vm *vm, const uint64_t *used, uint32_t n, bool apart)
+{
+	struct policy_instance *p;
+
+	if (apart)
+		pthread_mutex_lock(&vm->policy_lock);
+	p = atomic_load(&vm->prefetch.instance);
+	if (p && n)
+		policy_on_outcome(p, EBB_OUTCOME_USED, used, n);
+	if (apart)
+		pthread_mutex_unlock(&vm->policy_lock);
+}
+
 /*
  * What was prefetched and touched since would look untouched from here on: it is told now, once.
- * The present bit is the only sign of a first use. Under policy_lock.
+ * The present bit is the only sign of a first use.
  */
-static void note_uses(struct block *b, uint64_t unit, uint64_t count)
+static void note_uses(struct block *b, uint64_t unit, uint64_t count, bool apart)
 {
 	struct vm *vm = b->vm;
-	struct policy_instance *p = atomic_load(&vm->prefetch.instance);
 	uint64_t present[CHUNK / 64], used[64];
 	uint32_t n = 0;
 	bool looked = false;
@@ -244,12 +258,12 @@ static void note_uses(struct block *b, uint64_t unit, uint64_t count)
 			continue;
 		vm_count(vm, COUNTER_prefetch_hits);
 		used[n++] = b->first_unit + unit + i;
-		if (n == 64 && p)
-			policy_on_outcome(p, EBB_OUTCOME_USED, used, n);
+		if (n == 64)
+			tell_used(vm, used, n, apart);
 		n %= 64;
 	}
-	if (n && p)
-		policy_on_outcome(p, EBB_OUTCOME_USED, used, n);
+	if (n)
+		tell_used(vm, used, n, apart);
 }
 
 /* Drops the page-table entries of the given units of one block in every process. */
@@ -258,7 +272,7 @@ static int zap_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at,
 	struct zap_batch *z = arg;
 
 	(void)at;
-	note_uses(b, unit, count);
+	note_uses(b, unit, count, z->apart);
 	vm_trace_forget(b, unit, count, z->recording);
 	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
 		struct mapping *m = atomic_load(&b->mappings[i]);
@@ -285,9 +299,9 @@ static uint64_t cpu_ns(void)
 	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
-void tracker_zap(struct vm *vm, const struct ebb_range *ranges, unsigned int n)
+void tracker_zap(struct vm *vm, const struct ebb_range *ranges, unsigned int n, bool apart)
 {
-	struct zap_batch z = {.by_client = true};
+	struct zap_batch z = {.by_client = true, .apart = apart};
 	uint64_t start = cpu_ns();
 
 	for (unsigned int i = 0; i < n; i++)
@@ -332,7 +346,7 @@ static bool leave_to_zapper(struct vm *vm, const struct ebb_range *ranges, uint3
 		return false;
 	for (uint32_t i = 0; i < n; i++)
 		if (!zapper_push(vm, &ranges[i]))
-			tracker_zap(vm, &ranges[i], 1);
+			tracker_zap(vm, &ranges[i], 1, false);
 	return true;
 }
 

@@ -41,7 +41,7 @@ static void zap_all(struct vm *vm)
 		for (n = 0; n < BATCH && ring_pop(&vm->zap_ring, &ranges[n]); n++)
 			;
 		if (n && !atomic_load(&vm->dead))
-			tracker_zap(vm, ranges, n);
+			tracker_zap(vm, ranges, n, true);
 	} while (n == BATCH);
 }
 

@@ -68,7 +68,7 @@ static uint64_t distance(struct trace_writer *w, uint64_t unit)
 	int64_t d = (int64_t)(unit - w->previous);
 
 	w->previous = unit;
-	return (uint64_t)d << 1 ^ (uint64_t)(d >> 63);
+	return (uint64_t)d << 1 ^ (d < 0 ? ~UINT64_C(0) : 0);
 }
 
 int trace_begin(struct trace_writer *w, int fd, uint64_t units, uint32_t unit_bytes,

@@ -159,7 +159,7 @@ static void mark_does_not_outlive_it(void **state)
 	shuffle(h, 5000);
 	succeed(h, RECOVERS);
 	herd_free(h);
-	kept_release(&r.kept);
+	rig_close(&r);
 }
 
 int main(void)

@@ -95,7 +95,8 @@ static void old_and_newer_ones_work(void **state)
 /* Submits one I/O to the plugin that lies; returns its result, or 1 when it never came back. */
 static int lie(struct rig *r, uint64_t user, void *buf)
 {
-	struct ebb_io io, *p = &io, *back;
+	static struct ebb_io io; /* it may be given back again later */
+	struct ebb_io *p = &io, *back;
 
 	backend_io_prepare(&io, EBB_IO_STORE, 0, r->s, 0, buf, 4096, user);
 	assert_int_equal(backend_submit(r->c, &p, 1), 1);

@@ -47,11 +47,12 @@ int engine_new(const struct engine_config *config, struct engine **out, struct e
 	return 0;
 }
 
-void engine_free(struct engine *eng)
+bool engine_free(struct engine *eng)
 {
 	if (eng)
 		pthread_mutex_destroy(&eng->lock);
 	free(eng);
+	return false;
 }
 
 static struct fake_vm *find_vm(struct engine *eng, const char *name)

@@ -34,6 +34,32 @@ static bool read_line(struct daemon *d)
 	return true;
 }
 
+static void __attribute__((noreturn)) gone(const struct daemon *d)
+{
+	int status = 0;
+
+	usleep(200000);
+	if (waitpid(d->pid, &status, WNOHANG) == d->pid)
+		errx(1, "the daemon has ended, with wait status 0x%x", (unsigned int)status);
+	errx(1, "the daemon closed the control socket");
+}
+
+/* A successor is not told when this process ends. */
+static pid_t successor;
+
+static void end_successor(void)
+{
+	if (successor > 0)
+		kill(successor, SIGKILL);
+}
+
+/* It has ended: its number may be another's soon. */
+static void ended(const struct daemon *d)
+{
+	if (successor == d->pid)
+		successor = -1;
+}
+
 void daemon_begin(struct daemon *d)
 {
 	d->begun_ns = clock_ns();
@@ -64,7 +90,7 @@ static void meet(struct daemon *d)
 	if (d->fd < 0)
 		errx(1, "the daemon does not listen");
 	if (!read_line(d)) /* the greeting */
-		errx(1, "the daemon closed the control socket");
+		gone(d);
 	daemon_ask(d, "{\"execute\":\"qmp_capabilities\"}");
 }
 
@@ -105,6 +131,7 @@ void daemon_end(struct daemon *d)
 	close(d->fd);
 	if (kill(d->pid, SIGKILL) || waitpid(d->pid, NULL, 0) != d->pid)
 		err(1, "cannot kill the daemon");
+	ended(d);
 }
 
 void daemon_connect(const struct daemon *d, struct daemon *out)
@@ -114,7 +141,7 @@ void daemon_connect(const struct daemon *d, struct daemon *out)
 	if (out->fd < 0)
 		errx(1, "the daemon does not listen");
 	if (!read_line(out)) /* the greeting */
-		errx(1, "the daemon closed the control socket");
+		gone(d);
 	daemon_ask(out, "{\"execute\":\"qmp_capabilities\"}");
 }
 
@@ -135,6 +162,9 @@ uint64_t daemon_upgrade(struct daemon *d)
 	daemon_ask(d, "{\"execute\":\"upgrade\"}");
 	paused_us = number_in(d->answer, "\"paused-us\":");
 	d->pid = (pid_t)number_in(d->answer, "\"pid\":");
+	if (!successor)
+		atexit(end_successor);
+	successor = d->pid;
 	close(d->fd);
 	if (waitpid(old, NULL, 0) != old)
 		err(1, "waitpid");
@@ -148,6 +178,7 @@ int daemon_reap(struct daemon *d)
 
 	if (waitpid(d->pid, &status, 0) != d->pid)
 		err(1, "waitpid");
+	ended(d);
 	close(d->fd);
 	return status;
 }
@@ -197,7 +228,7 @@ const char *daemon_ask(struct daemon *d, const char *fmt, ...)
 
 	va_start(ap, fmt);
 	if (!ask(d, fmt, ap))
-		errx(1, "the daemon closed the control socket");
+		gone(d);
 	va_end(ap);
 	return d->answer;
 }
@@ -260,5 +291,6 @@ void daemon_stop(struct daemon *d)
 	kill(d->pid, SIGTERM);
 	if (waitpid(d->pid, &status, 0) != d->pid || !WIFEXITED(status) || WEXITSTATUS(status))
 		errx(1, "the daemon ended with status 0x%x", status);
+	ended(d);
 	remove_dir(d->dir);
 }
