@@ -6,7 +6,7 @@ import sys
 
 from ebbguest.ebb import MIB, Ebb
 from ebbguest.guest import Guest, Ram
-from ebbguest.process import Scope, wait_for
+from ebbguest.process import Failure, Scope, wait_for
 from ebbguest.redis import Redis
 from ebbguest.testing import expect, expect_sound, huge_pages, huge_tmpfs, main, squeeze, step
 
@@ -47,8 +47,10 @@ def test_end_frees_everything(ebb, guest, files_before):
     guest.stop()
     ebb.wait_gone(VM)
     # The last descriptors go with the attachment, which may be a moment later than the name.
-    wait_for(lambda: ebb.open_files() == files_before, "ebbd's files as before: %s, not %s" % (
-        files_before, ebb.open_files()), 10)
+    try:
+        wait_for(lambda: ebb.open_files() == files_before, "ebbd's files as before", 60)
+    except Failure as e:
+        raise Failure("%s: %s, not %s" % (e, files_before, ebb.open_files())) from e
 
 
 def ram_of(kind, scope):
@@ -66,7 +68,7 @@ def run():
         ram = ram_of(kind, scope)
         ebb = Ebb(scope)
         ebb.start()
-        files_before = ebb.open_files()
+        files_before = ebb.idle_files()
         guest = Guest(scope, VM, ram, attach=attach, ebb=ebb)
         guest.wait_ready()
         ebb.wait_attached(VM, child=guest.child)

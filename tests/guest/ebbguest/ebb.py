@@ -140,6 +140,16 @@ class Ebb:
             out[kind] = out.get(kind, 0) + 1
         return out
 
+    def idle_files(self):
+        """open_files() of a daemon that has started up and has closed its control connections."""
+        def settled():
+            files.append(self.open_files())
+            return len(files) > 5 and all(f == files[-1] for f in files[-5:])
+        self.ctl("query-host")  # answers when the probes have closed what they had opened
+        files = []
+        wait_for(settled, "an idle daemon", 60, step=0.2)
+        return files[-1]
+
 
 class Sampler:
     """Asks for a VM's figures twice a second in a thread of its own, so that a display is live
