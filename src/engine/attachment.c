@@ -788,13 +788,18 @@ int attachment_adopt_mapping(struct attachment *att, const struct record_mapping
 	return 0;
 }
 
-/* The client says again what a takeover had found in the record. */
+/*
+ * The client says again what a takeover had found, in the record or among the regions that came
+ * with it. As a second mapping at a block's own address it would take the registration with it
+ * when it goes, and what is evicted would read as zeroes.
+ */
 static bool is_known_mapping(struct attachment *att, const struct attach_region *reg)
 {
 	for (unsigned int i = 0; i < atomic_load(&att->n_mappings); i++) {
 		struct mapping *m = atomic_load(&att->mappings[i]);
 
-		if (m && m->id[0] && strcmp(m->id, reg->id) == 0 && m->host_addr == reg->host_addr)
+		if (m && m->host_addr == reg->host_addr && !atomic_load(&m->block->gone) &&
+		    strcmp(m->id[0] ? m->id : m->block->id, reg->id) == 0)
 			return true;
 	}
 	return false;
@@ -816,7 +821,7 @@ int attachment_add_region(struct attachment *att, const struct attach_region *re
 	again = is_known_mapping(att, reg);
 	known = is_known_memory(vm, reg);
 	pthread_mutex_unlock(&vm->lock);
-	if (again)
+	if (again && known)
 		return 0;
 	if (!att->secondary && !known) {
 		/* Its table is in no other hands at first: nothing of it is evicted meanwhile. */

@@ -82,13 +82,19 @@ static bool next_gone(struct vm *vm, char *name)
 	return any;
 }
 
-static void mark_kept(struct vm *vm, const char *name)
+/* False when the piece has gone meanwhile: one of this name would be another. */
+static bool mark_kept(struct vm *vm, const char *name)
 {
+	bool gone = false;
+
 	pthread_mutex_lock(&vm->lock);
+	for (unsigned int i = 0; i < vm->n_unkeep; i++)
+		gone |= strcmp(vm->unkeep[i], name) == 0;
 	for (unsigned int i = 0; i < vm->n_stores; i++)
-		if (strcmp(vm->stores[i].name, name) == 0)
+		if (!gone && strcmp(vm->stores[i].name, name) == 0)
 			vm->stores[i].kept = true;
 	pthread_mutex_unlock(&vm->lock);
+	return !gone;
 }
 
 /* Under the lock: a piece may have been made since we found none, and must be offered first. */
@@ -134,7 +140,8 @@ void keep_round(struct vm *vm)
 			vm_suspend(vm, SUSPEND_KEEPING, true);
 			return; /* not connected, or slow: the next round tries again */
 		}
-		mark_kept(vm, name);
+		if (!mark_kept(vm, name))
+			return; /* the next round lets go of it first */
 	}
 	end_suspension(vm);
 }

@@ -507,6 +507,20 @@ static void share(struct rig *r)
 	rig_end(r);
 }
 
+/* What a client that resumes may say: it is no second mapping, and going it goes as a whole. */
+static void told_again(struct rig *r)
+{
+	rig_start(r, "", "");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	CHECK_EQ(native_region_add(r->vmm, &r->ram), 0);
+	rig_evict_all(r);
+	CHECK_EQ(native_region_remove(r->vmm, "ram", false), 0);
+	rig_check_all(r);
+	CHECK_EQ(native_region_remove(r->vmm, "ram", false), -EPROTO);
+	CHECK(strstr(native_error(r->vmm), "no region"));
+	rig_end(r);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
@@ -521,6 +535,7 @@ int main(int argc, char **argv)
 		{"orphan_huge", orphan_huge},
 		{"foreign_late", foreign_late},
 		{"named", named},
+		{"told_again", told_again},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
