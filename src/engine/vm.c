@@ -252,7 +252,8 @@ void vm_store_close(struct vm *vm, const char *name)
 	for (unsigned int i = 0; i < vm->n_stores; i++) {
 		if (strcmp(vm->stores[i].name, name) != 0)
 			continue;
-		/* An offer of it may be under way; letting go of what it has not is nothing to it. */
+		/* An offer of it may be under way; letting go of what it has not is nothing to it.
+		 */
 		if ((vm->stores[i].kept || vm->keep) && vm->n_unkeep < VM_STORES_MAX)
 			strcpy(vm->unkeep[vm->n_unkeep++], vm->stores[i].name);
 		store_drop(&vm->stores[i]);
