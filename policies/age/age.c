@@ -30,7 +30,7 @@
 #define STATE_VERSION	1
 
 struct age {
-	struct ranks ranks;
+	struct ranks ranks;	      /* first: it has most of the hooks */
 	double distance[AGE_MAX + 1]; /* uses of units of that age, fading */
 	uint64_t target_permille, min_age;
 	bool proactive;
@@ -91,7 +91,7 @@ static int age_attach(const struct ebb_policy_host *host, const struct ebb_polic
 	static const struct ranks_ops ops = {.pass = pass, .rank = ages_rank, .round = on_round};
 	struct ebb_block block = {.unit_bytes = 4096};
 	struct age *a = calloc(1, sizeof(*a));
-	int r = a ? ranks_init(&a->ranks, host, vm, &ops, a, err, err_len) : -ENOMEM;
+	int r = a ? ranks_init(&a->ranks, host, vm, &ops, err, err_len) : -ENOMEM;
 
 	if (r) {
 		free(a);
@@ -107,20 +107,10 @@ static int age_attach(const struct ebb_policy_host *host, const struct ebb_polic
 	return 0;
 }
 
-static void age_detach(void *instance)
-{
-	struct age *a = instance;
-
-	ranks_free(&a->ranks);
-	free(a);
-}
-
 static int age_config(void *instance, const struct ebb_policy_option *opt, char *err,
 		      uint64_t err_len)
 {
 	struct age *a = instance;
-	uint64_t n;
-	int r;
 
 	if (strcmp(opt->name, "proactive") == 0)
 		return option_switch(opt->value, &a->proactive, err, err_len);
@@ -128,26 +118,7 @@ static int age_config(void *instance, const struct ebb_policy_option *opt, char 
 		return option_number(opt->value, 0, 1000, &a->target_permille, err, err_len);
 	if (strcmp(opt->name, "min-age") == 0)
 		return option_number(opt->value, 1, AGE_MAX - 1, &a->min_age, err, err_len);
-	if (strcmp(opt->name, "interval") == 0) {
-		r = option_number(opt->value, 1, 3600, &n, err, err_len);
-		if (!r)
-			a->ranks.interval_ns = n * UINT64_C(1000000000);
-		return r;
-	}
-	if (strcmp(opt->name, "cpu") == 0) {
-		r = option_number(opt->value, 1, 50, &n, err, err_len);
-		if (!r)
-			a->ranks.cpu_permille = n * 10;
-		return r;
-	}
-	return -ENOENT;
-}
-
-static int age_on_resize(void *instance, uint64_t units)
-{
-	struct age *a = instance;
-
-	return ranks_resize(&a->ranks, units);
+	return ranks_config(instance, opt, err, err_len);
 }
 
 static uint32_t age_on_fault(void *instance, const struct ebb_fault *fault, struct ebb_range *out,
@@ -177,14 +148,6 @@ static void age_on_outcome(void *instance, uint32_t outcome, const uint64_t *uni
 			a->ranks.state[units[k]] &= (uint16_t)~AGE_FRESH;
 		a->refaults += outcome == EBB_OUTCOME_REFAULT;
 	}
-}
-
-static uint32_t age_pick_victims(void *instance, uint64_t want, int urgent, struct ebb_range *out,
-				 uint32_t max)
-{
-	struct age *a = instance;
-
-	return ranks_pick(&a->ranks, want, urgent, out, max);
 }
 
 static uint64_t age_tick(void *instance, uint64_t now_ns)
@@ -222,27 +185,9 @@ static uint32_t age_stats(void *instance, struct ebb_policy_stat *out, uint32_t 
 		 0},
 		{"cold-units", "Resident units that are as old as that",
 		 ranks_at_most(&a->ranks, ages_rank_of(a->threshold)), 0, 0},
-		{EBB_POLICY_STAT_STATE_BYTES, "Memory held for this VM",
-		 sizeof(*a) + a->ranks.allocated * sizeof(*a->ranks.state), 0, 0},
 	};
-	const uint32_t own = sizeof(stats) / sizeof(stats[0]);
 
-	memcpy(out, stats, (n < own ? n : own) * sizeof(stats[0]));
-	return own + ranks_stats(&a->ranks, out + (n < own ? n : own), n < own ? 0 : n - own);
-}
-
-static int64_t age_save(void *instance, void *buf, uint64_t max)
-{
-	const struct age *a = instance;
-
-	return ranks_save(&a->ranks, buf, max);
-}
-
-static int age_restore(void *instance, const void *buf, uint64_t bytes)
-{
-	struct age *a = instance;
-
-	return ranks_restore(&a->ranks, buf, bytes);
+	return ranks_stats(&a->ranks, sizeof(*a), stats, sizeof(stats) / sizeof(stats[0]), out, n);
 }
 
 static const char *const options[] = {
@@ -265,16 +210,16 @@ __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry
 		.description = "Takes what is older than an age that keeps refaults below a target",
 		.option_help = options,
 		.attach = age_attach,
-		.detach = age_detach,
+		.detach = ranks_detach,
 		.config = age_config,
-		.on_resize = age_on_resize,
+		.on_resize = ranks_on_resize,
 		.on_fault = age_on_fault,
-		.pick_victims = age_pick_victims,
+		.pick_victims = ranks_pick_victims,
 		.on_outcome = age_on_outcome,
 		.tick = age_tick,
 		.stats = age_stats,
-		.save = age_save,
-		.restore = age_restore,
+		.save = ranks_save,
+		.restore = ranks_restore,
 		.state_version = STATE_VERSION,
 		.wants = age_wants,
 		.on_limit = age_on_limit,

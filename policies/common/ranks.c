@@ -37,13 +37,20 @@ static uint64_t chunks(uint64_t units)
 	return (units + CHUNK_UNITS - 1) / CHUNK_UNITS;
 }
 
+static void release(struct ranks *r)
+{
+	free(r->state);
+	free(r->passed_ns);
+	r->state = NULL;
+	r->passed_ns = NULL;
+}
+
 int ranks_init(struct ranks *r, const struct ebb_policy_host *host, const struct ebb_policy_vm *vm,
-	       const struct ranks_ops *ops, void *policy, char *err, uint64_t err_len)
+	       const struct ranks_ops *ops, char *err, uint64_t err_len)
 {
 	memset(r, 0, sizeof(*r));
 	r->host = host;
 	r->ops = ops;
-	r->policy = policy;
 	r->turn_permille = TURN_DEFAULT;
 	r->interval_ns = INTERVAL_NS;
 	r->cpu_permille = CPU_DEFAULT;
@@ -53,7 +60,7 @@ int ranks_init(struct ranks *r, const struct ebb_policy_host *host, const struct
 	r->state = calloc(r->allocated, sizeof(*r->state));
 	r->passed_ns = calloc(chunks(r->allocated), sizeof(*r->passed_ns));
 	if (!r->state || !r->passed_ns) {
-		ranks_free(r);
+		release(r);
 		snprintf(err, err_len, "no memory for the state of %llu units",
 			 (unsigned long long)vm->units);
 		return -ENOMEM;
@@ -65,16 +72,36 @@ int ranks_init(struct ranks *r, const struct ebb_policy_host *host, const struct
 	return 0;
 }
 
-void ranks_free(struct ranks *r)
+void ranks_detach(void *instance)
 {
-	free(r->state);
-	free(r->passed_ns);
-	r->state = NULL;
-	r->passed_ns = NULL;
+	release(instance);
+	free(instance);
 }
 
-int ranks_resize(struct ranks *r, uint64_t units)
+int ranks_config(void *instance, const struct ebb_policy_option *opt, char *err, uint64_t err_len)
 {
+	struct ranks *r = instance;
+	uint64_t n;
+	int result;
+
+	if (strcmp(opt->name, "interval") == 0) {
+		result = option_number(opt->value, 1, 3600, &n, err, err_len);
+		if (!result)
+			r->interval_ns = n * UINT64_C(1000000000);
+		return result;
+	}
+	if (strcmp(opt->name, "cpu") == 0) {
+		result = option_number(opt->value, 1, 50, &n, err, err_len);
+		if (!result)
+			r->cpu_permille = n * 10;
+		return result;
+	}
+	return -ENOENT;
+}
+
+int ranks_on_resize(void *instance, uint64_t units)
+{
+	struct ranks *r = instance;
 	uint64_t *passed, before = chunks(r->allocated);
 	uint16_t *state;
 
@@ -133,7 +160,7 @@ static void finish_round(struct ranks *r)
 	r->last_round_ns = now - r->round_ns;
 	r->round_ns = now;
 	if (r->ops->round)
-		r->ops->round(r->policy);
+		r->ops->round(r);
 }
 
 /* What is to be forgotten, gathered: each call costs more than each range. */
@@ -190,9 +217,9 @@ static void pass_chunk(struct ranks *r)
 
 		if (!is && !r->state[unit])
 			continue;
-		r->state[unit] = r->ops->pass(r->policy, unit, r->state[unit], is, used, &forget);
+		r->state[unit] = r->ops->pass(r, unit, r->state[unit], is, used, &forget);
 		if (is) {
-			unsigned int rank = r->ops->rank(r->policy, r->state[unit]);
+			unsigned int rank = r->ops->rank(r, r->state[unit]);
 
 			r->counting[rank]++;
 			if (collect && !used && !fresh && rank <= r->threshold)
@@ -277,13 +304,12 @@ static void sweep_chunk(struct ranks *r, struct pick *p)
 	r->host->resident(r->host->ctx, r->sweep, n, resident);
 	for (uint64_t k = 0; k < n; k++)
 		if (bit_test(resident, k))
-			per_rank[r->ops->rank(r->policy, r->state[r->sweep + k])]++;
+			per_rank[r->ops->rank(r, r->state[r->sweep + k])]++;
 	/* Ranks below `most` do not suffice by themselves. */
 	for (uint64_t sum = per_rank[0]; most < RANKS - 1 && sum < left; sum += per_rank[most])
 		most++;
 	for (uint64_t k = 0; k < n && p->found < p->want; k++)
-		if (bit_test(resident, k) &&
-		    r->ops->rank(r->policy, r->state[r->sweep + k]) <= most) {
+		if (bit_test(resident, k) && r->ops->rank(r, r->state[r->sweep + k]) <= most) {
 			if (!take(p, r->sweep + k))
 				break;
 			r->urgent_picks++;
@@ -301,9 +327,10 @@ static bool too_soon(const struct ranks *r)
 	return passed && r->host->now_ns(r->host->ctx) - passed < CHANCE_NS;
 }
 
-uint32_t ranks_pick(struct ranks *r, uint64_t want, bool urgent, struct ebb_range *out,
-		    uint32_t max)
+uint32_t ranks_pick_victims(void *instance, uint64_t want, int urgent, struct ebb_range *out,
+			    uint32_t max)
 {
+	struct ranks *r = instance;
 	struct pick p = {.out = out, .max = max, .want = want};
 	unsigned int chunks = urgent ? CHUNKS_URGENT : CHUNKS_A_PICK;
 
@@ -357,7 +384,17 @@ void ranks_tick(struct ranks *r, uint64_t now_ns)
 	r->busy_ns = r->busy_ns > allowed ? r->busy_ns - allowed : 0;
 }
 
-uint32_t ranks_stats(const struct ranks *r, struct ebb_policy_stat *out, uint32_t n)
+/* As many of them as there is room for, behind those that are there; how many there are then. */
+static uint32_t append(const struct ebb_policy_stat *stats, uint32_t have,
+		       struct ebb_policy_stat *out, uint32_t n, uint32_t at)
+{
+	if (at < n)
+		memcpy(out + at, stats, (n - at < have ? n - at : have) * sizeof(*stats));
+	return at + have;
+}
+
+uint32_t ranks_stats(const struct ranks *r, uint64_t bytes, const struct ebb_policy_stat *own,
+		     uint32_t n_own, struct ebb_policy_stat *out, uint32_t n)
 {
 	const struct ebb_policy_stat stats[] = {
 		{"scanned", "Units that the hand has passed", r->passed, 1, 0},
@@ -370,17 +407,19 @@ uint32_t ranks_stats(const struct ranks *r, struct ebb_policy_stat *out, uint32_
 		{"threshold", "Rank up to which units are candidates", r->threshold, 0, 0},
 		{"round-ms", "How long the last round took", r->last_round_ns / 1000000, 0, 0},
 		{"blind", "1 when the VM has no tracker", r->blind, 0, 0},
+		{EBB_POLICY_STAT_STATE_BYTES, "Memory held for this VM",
+		 bytes + r->allocated * sizeof(*r->state), 0, 0},
 	};
-	const uint32_t have = sizeof(stats) / sizeof(stats[0]);
+	uint32_t have = append(own, n_own, out, n, 0);
 
-	memcpy(out, stats, (n < have ? n : have) * sizeof(stats[0]));
-	return have;
+	return append(stats, sizeof(stats) / sizeof(stats[0]), out, n, have);
 }
 
 /* ---- for a successor ---- */
 
-int64_t ranks_save(const struct ranks *r, void *buf, uint64_t max)
+int64_t ranks_save(void *instance, void *buf, uint64_t max)
 {
+	const struct ranks *r = instance;
 	const struct saved h = {
 		.magic = SAVE_MAGIC, .threshold = r->threshold, .units = r->units, .hand = r->hand};
 	uint64_t bytes = sizeof(h) + r->units * sizeof(*r->state);
@@ -392,8 +431,9 @@ int64_t ranks_save(const struct ranks *r, void *buf, uint64_t max)
 	return (int64_t)bytes;
 }
 
-int ranks_restore(struct ranks *r, const void *buf, uint64_t bytes)
+int ranks_restore(void *instance, const void *buf, uint64_t bytes)
 {
+	struct ranks *r = instance;
 	struct saved h;
 
 	if (bytes < sizeof(h))

@@ -34,6 +34,7 @@
 #define CHUNK_UNITS 4096
 #define RANKS_FRESH 0x8000u /* in a state: came in since the hand passed; set by the policy */
 
+/* What the policy is: its instance, which begins with its struct ranks. */
 struct ranks_ops {
 	/*
 	 * The hand passes the unit. accessed: it is resident and was used since. Gives the new
@@ -50,7 +51,6 @@ struct ranks_ops {
 struct ranks {
 	const struct ebb_policy_host *host;
 	const struct ranks_ops *ops;
-	void *policy;
 	uint16_t *state;
 	uint64_t *passed_ns; /* when the hand passed each chunk */
 	uint64_t units, allocated;
@@ -75,22 +75,26 @@ struct ranks {
 
 /* 0 or -ENOMEM with err filled. turn, interval and CPU have defaults. */
 int ranks_init(struct ranks *r, const struct ebb_policy_host *host, const struct ebb_policy_vm *vm,
-	       const struct ranks_ops *ops, void *policy, char *err, uint64_t err_len);
-void ranks_free(struct ranks *r);
-int ranks_resize(struct ranks *r, uint64_t units);
-/* pick_victims. */
-uint32_t ranks_pick(struct ranks *r, uint64_t want, bool urgent, struct ebb_range *out,
-		    uint32_t max);
+	       const struct ranks_ops *ops, char *err, uint64_t err_len);
 /* Scans what time asks for. */
 void ranks_tick(struct ranks *r, uint64_t now_ns);
 /* How many resident units had at most this rank in the last round. */
 uint64_t ranks_at_most(const struct ranks *r, unsigned int rank);
-/* Its own stats; returns how many there are (at most n are filled). */
-uint32_t ranks_stats(const struct ranks *r, struct ebb_policy_stat *out, uint32_t n);
 
-/* States of all units behind a header of the policy's, for save and restore. */
-int64_t ranks_save(const struct ranks *r, void *buf, uint64_t max);
-int ranks_restore(struct ranks *r, const void *buf, uint64_t bytes);
+/* ---- hooks, as they stand in struct ebb_policy; the instance came from malloc() ---- */
+
+void ranks_detach(void *instance);
+/* Knows "interval" (seconds) and "cpu" (percent). */
+int ranks_config(void *instance, const struct ebb_policy_option *opt, char *err, uint64_t err_len);
+int ranks_on_resize(void *instance, uint64_t units);
+uint32_t ranks_pick_victims(void *instance, uint64_t want, int urgent, struct ebb_range *out,
+			    uint32_t max);
+/* States of all units, for a successor. */
+int64_t ranks_save(void *instance, void *buf, uint64_t max);
+int ranks_restore(void *instance, const void *buf, uint64_t bytes);
+/* For the hook: the policy's own, then these, then the memory that `bytes` of instance hold. */
+uint32_t ranks_stats(const struct ranks *r, uint64_t bytes, const struct ebb_policy_stat *own,
+		     uint32_t n_own, struct ebb_policy_stat *out, uint32_t n);
 
 /*
  * A unit that was used L rounds in a row is left alone in all but one of 2^(L-1) rounds (vTMM,

@@ -35,7 +35,7 @@
 #define STATE_VERSION	 1
 
 struct pressure {
-	struct ranks ranks;
+	struct ranks ranks; /* first: it has most of the hooks */
 	uint64_t target_ppm, step_ppm, interval_s, min_age;
 	uint64_t step_now_ppm; /* what outcomes allow */
 	uint64_t looked_ns;
@@ -82,7 +82,7 @@ static int pressure_attach(const struct ebb_policy_host *host, const struct ebb_
 		return -ENOTSUP;
 	}
 	p = calloc(1, sizeof(*p));
-	r = p ? ranks_init(&p->ranks, host, vm, &ops, p, err, err_len) : -ENOMEM;
+	r = p ? ranks_init(&p->ranks, host, vm, &ops, err, err_len) : -ENOMEM;
 	if (r) {
 		free(p);
 		return r;
@@ -97,19 +97,10 @@ static int pressure_attach(const struct ebb_policy_host *host, const struct ebb_
 	return 0;
 }
 
-static void pressure_detach(void *instance)
-{
-	struct pressure *p = instance;
-
-	ranks_free(&p->ranks);
-	free(p);
-}
-
 static int pressure_config(void *instance, const struct ebb_policy_option *opt, char *err,
 			   uint64_t err_len)
 {
 	struct pressure *p = instance;
-	uint64_t n;
 	int r;
 
 	if (strcmp(opt->name, "target") == 0)
@@ -123,13 +114,7 @@ static int pressure_config(void *instance, const struct ebb_policy_option *opt, 
 		return option_number(opt->value, 1, 3600, &p->interval_s, err, err_len);
 	if (strcmp(opt->name, "min-age") == 0)
 		return option_number(opt->value, 1, AGE_MAX - 1, &p->min_age, err, err_len);
-	if (strcmp(opt->name, "cpu") == 0) {
-		r = option_number(opt->value, 1, 50, &n, err, err_len);
-		if (!r)
-			p->ranks.cpu_permille = n * 10;
-		return r;
-	}
-	return -ENOENT;
+	return ranks_config(instance, opt, err, err_len);
 }
 
 static int pressure_on_resize(void *instance, uint64_t units)
@@ -137,7 +122,7 @@ static int pressure_on_resize(void *instance, uint64_t units)
 	struct pressure *p = instance;
 
 	p->evicted_n = 0;
-	return ranks_resize(&p->ranks, units);
+	return ranks_on_resize(p, units);
 }
 
 static uint32_t pressure_on_fault(void *instance, const struct ebb_fault *fault,
@@ -165,14 +150,6 @@ static void pressure_on_outcome(void *instance, uint32_t outcome, const uint64_t
 		}
 		p->refaults += outcome == EBB_OUTCOME_REFAULT;
 	}
-}
-
-static uint32_t pressure_pick_victims(void *instance, uint64_t want, int urgent,
-				      struct ebb_range *out, uint32_t max)
-{
-	struct pressure *p = instance;
-
-	return ranks_pick(&p->ranks, want, urgent, out, max);
 }
 
 /* Parts per million of the time since the last look that the VM has waited for memory. */
@@ -268,27 +245,9 @@ static uint32_t pressure_stats(void *instance, struct ebb_policy_stat *out, uint
 		{"given-back", "Units brought back because it did", p->given_back, 1, 0},
 		{"psi", "1 when the PSI of the VM's control group is known",
 		 p->last.known & EBB_PRESSURE_PSI, 0, 0},
-		{EBB_POLICY_STAT_STATE_BYTES, "Memory held for this VM",
-		 sizeof(*p) + p->ranks.allocated * sizeof(*p->ranks.state), 0, 0},
 	};
-	const uint32_t own = sizeof(stats) / sizeof(stats[0]);
 
-	memcpy(out, stats, (n < own ? n : own) * sizeof(stats[0]));
-	return own + ranks_stats(&p->ranks, out + (n < own ? n : own), n < own ? 0 : n - own);
-}
-
-static int64_t pressure_save(void *instance, void *buf, uint64_t max)
-{
-	const struct pressure *p = instance;
-
-	return ranks_save(&p->ranks, buf, max);
-}
-
-static int pressure_restore(void *instance, const void *buf, uint64_t bytes)
-{
-	struct pressure *p = instance;
-
-	return ranks_restore(&p->ranks, buf, bytes);
+	return ranks_stats(&p->ranks, sizeof(*p), stats, sizeof(stats) / sizeof(stats[0]), out, n);
 }
 
 static const char *const options[] = {
@@ -311,16 +270,16 @@ __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry
 		.description = "Takes until the VM waits for memory, and gives back when it does",
 		.option_help = options,
 		.attach = pressure_attach,
-		.detach = pressure_detach,
+		.detach = ranks_detach,
 		.config = pressure_config,
 		.on_resize = pressure_on_resize,
 		.on_fault = pressure_on_fault,
-		.pick_victims = pressure_pick_victims,
+		.pick_victims = ranks_pick_victims,
 		.on_outcome = pressure_on_outcome,
 		.tick = pressure_tick,
 		.stats = pressure_stats,
-		.save = pressure_save,
-		.restore = pressure_restore,
+		.save = ranks_save,
+		.restore = ranks_restore,
 		.state_version = STATE_VERSION,
 		.wants = pressure_wants,
 		.on_limit = pressure_on_limit,

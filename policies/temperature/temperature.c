@@ -46,7 +46,7 @@
 #define STATE_VERSION  1
 
 struct temperature {
-	struct ranks ranks;
+	struct ranks ranks; /* first: it has most of the hooks */
 	uint64_t memory;
 	bool back_off, proactive;
 	uint8_t rate_rank[256], used_rank[16];
@@ -120,7 +120,7 @@ static int temperature_attach(const struct ebb_policy_host *host, const struct e
 {
 	static const struct ranks_ops ops = {.pass = pass, .rank = rank};
 	struct temperature *t = calloc(1, sizeof(*t));
-	int r = t ? ranks_init(&t->ranks, host, vm, &ops, t, err, err_len) : -ENOMEM;
+	int r = t ? ranks_init(&t->ranks, host, vm, &ops, err, err_len) : -ENOMEM;
 
 	if (r) {
 		free(t);
@@ -132,14 +132,6 @@ static int temperature_attach(const struct ebb_policy_host *host, const struct e
 	make_tables(t);
 	*instance = t;
 	return 0;
-}
-
-static void temperature_detach(void *instance)
-{
-	struct temperature *t = instance;
-
-	ranks_free(&t->ranks);
-	free(t);
 }
 
 static int temperature_config(void *instance, const struct ebb_policy_option *opt, char *err,
@@ -161,26 +153,7 @@ static int temperature_config(void *instance, const struct ebb_policy_option *op
 			t->ranks.turn_permille = n * 10;
 		return r;
 	}
-	if (strcmp(opt->name, "interval") == 0) {
-		r = option_number(opt->value, 1, 3600, &n, err, err_len);
-		if (!r)
-			t->ranks.interval_ns = n * UINT64_C(1000000000);
-		return r;
-	}
-	if (strcmp(opt->name, "cpu") == 0) {
-		r = option_number(opt->value, 1, 50, &n, err, err_len);
-		if (!r)
-			t->ranks.cpu_permille = n * 10;
-		return r;
-	}
-	return -ENOENT;
-}
-
-static int temperature_on_resize(void *instance, uint64_t units)
-{
-	struct temperature *t = instance;
-
-	return ranks_resize(&t->ranks, units);
+	return ranks_config(instance, opt, err, err_len);
 }
 
 static uint32_t temperature_on_fault(void *instance, const struct ebb_fault *fault,
@@ -213,14 +186,6 @@ static void temperature_on_outcome(void *instance, uint32_t outcome, const uint6
 	}
 }
 
-static uint32_t temperature_pick_victims(void *instance, uint64_t want, int urgent,
-					 struct ebb_range *out, uint32_t max)
-{
-	struct temperature *t = instance;
-
-	return ranks_pick(&t->ranks, want, urgent, out, max);
-}
-
 static uint64_t temperature_tick(void *instance, uint64_t now_ns)
 {
 	struct temperature *t = instance;
@@ -244,27 +209,9 @@ static uint32_t temperature_stats(void *instance, struct ebb_policy_stat *out, u
 		{"backed-off", "Units not cleared because they are steadily hot", t->backed_off, 1,
 		 0},
 		{"coldest", "Resident units of the lowest temperature", t->ranks.count[0], 0, 0},
-		{EBB_POLICY_STAT_STATE_BYTES, "Memory held for this VM",
-		 sizeof(*t) + t->ranks.allocated * sizeof(*t->ranks.state), 0, 0},
 	};
-	const uint32_t own = sizeof(stats) / sizeof(stats[0]);
 
-	memcpy(out, stats, (n < own ? n : own) * sizeof(stats[0]));
-	return own + ranks_stats(&t->ranks, out + (n < own ? n : own), n < own ? 0 : n - own);
-}
-
-static int64_t temperature_save(void *instance, void *buf, uint64_t max)
-{
-	const struct temperature *t = instance;
-
-	return ranks_save(&t->ranks, buf, max);
-}
-
-static int temperature_restore(void *instance, const void *buf, uint64_t bytes)
-{
-	struct temperature *t = instance;
-
-	return ranks_restore(&t->ranks, buf, bytes);
+	return ranks_stats(&t->ranks, sizeof(*t), stats, sizeof(stats) / sizeof(stats[0]), out, n);
 }
 
 static const char *const options[] = {
@@ -288,16 +235,16 @@ __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry
 		.description = "Takes what is used least often, by histories of uses and writes",
 		.option_help = options,
 		.attach = temperature_attach,
-		.detach = temperature_detach,
+		.detach = ranks_detach,
 		.config = temperature_config,
-		.on_resize = temperature_on_resize,
+		.on_resize = ranks_on_resize,
 		.on_fault = temperature_on_fault,
-		.pick_victims = temperature_pick_victims,
+		.pick_victims = ranks_pick_victims,
 		.on_outcome = temperature_on_outcome,
 		.tick = temperature_tick,
 		.stats = temperature_stats,
-		.save = temperature_save,
-		.restore = temperature_restore,
+		.save = ranks_save,
+		.restore = ranks_restore,
 		.state_version = STATE_VERSION,
 		.wants = temperature_wants,
 	};
