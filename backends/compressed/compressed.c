@@ -7,6 +7,7 @@
 #include <sys/random.h>
 
 #include "store.h"
+#include "values.h"
 
 /*
  * Theory of operation
@@ -47,31 +48,6 @@ static int refuse(char *err, uint64_t err_len, const char *fmt, const char *what
 	return -EINVAL;
 }
 
-static int parse_size(const char *text, uint64_t *out)
-{
-	static const char units[] = "KMGT";
-	const char *unit;
-	char *end;
-	unsigned long long v;
-	unsigned int shift = 0;
-
-	if (*text < '0' || *text > '9')
-		return -EINVAL;
-	errno = 0;
-	v = strtoull(text, &end, 10);
-	if (errno)
-		return -ERANGE;
-	unit = *end ? strchr(units, *end) : NULL;
-	if (unit) {
-		shift = 10 * (unsigned int)(unit - units + 1);
-		end++;
-	}
-	if (*end || (shift && v >> (64 - shift)))
-		return -EINVAL;
-	*out = (uint64_t)v << shift;
-	return 0;
-}
-
 static int parse_option(struct settings *s, const struct ebb_option *o, char *err, uint64_t err_len)
 {
 	char *end;
@@ -95,7 +71,7 @@ static int parse_option(struct settings *s, const struct ebb_option *o, char *er
 		s->level = (int)v;
 		s->has_level = true;
 	} else if (strcmp(o->name, "max-bytes") == 0) {
-		if (parse_size(o->value, &s->max_bytes))
+		if (value_size(o->value, &s->max_bytes))
 			return refuse(err, err_len, "max-bytes '%.60s' is no size", o->value);
 	} else {
 		int r = place_option(&s->place, o, err, err_len);

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "values.h"
+
 enum kind { NUMBER, RATE, ERRNO };
 
 static const struct {
@@ -63,17 +65,6 @@ void options_default(struct options *o)
 	o->seed = 1;
 }
 
-static int parse_number(const char *text, uint64_t *out)
-{
-	char *end;
-
-	if (*text < '0' || *text > '9')
-		return -EINVAL;
-	errno = 0;
-	*out = strtoull(text, &end, 10);
-	return errno || *end ? -EINVAL : 0;
-}
-
 static int parse(enum kind kind, const char *text, uint64_t *out)
 {
 	switch (kind) {
@@ -95,7 +86,7 @@ static int parse(enum kind kind, const char *text, uint64_t *out)
 	case NUMBER:
 		break;
 	}
-	return parse_number(text, out);
+	return value_number(text, UINT64_MAX, out);
 }
 
 int options_set(struct options *o, const struct ebb_option *opt, char *err, uint64_t err_len)

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "rdma.h"
+#include "values.h"
 
 /*
  * Theory of operation
@@ -67,19 +68,6 @@ static int parse_switch(const char *text, bool *out)
 	return 0;
 }
 
-static int parse_number(const char *text, uint64_t max, uint64_t *out)
-{
-	unsigned long long v;
-	char *end;
-
-	errno = 0;
-	v = strtoull(text, &end, 10);
-	if (errno || *text < '0' || *text > '9' || *end || v > max)
-		return -EINVAL;
-	*out = v;
-	return 0;
-}
-
 /* Those that can be changed while in use. -ENOENT: it is none of them. */
 static int set_changeable(struct rdma *inst, const struct ebb_option *o, char *err,
 			  uint64_t err_len)
@@ -93,12 +81,12 @@ static int set_changeable(struct rdma *inst, const struct ebb_option *o, char *e
 				      o->value);
 		atomic_store(&inst->encrypt, on);
 	} else if (strcmp(o->name, "patience") == 0) {
-		if (parse_number(o->value, 86400, &v))
+		if (value_number(o->value, 86400, &v))
 			return refuse(err, err_len, "patience '%.60s' is no number of seconds",
 				      o->value);
 		atomic_store(&inst->patience_ns, v * NS_PER_S);
 	} else if (strcmp(o->name, "spin-us") == 0) {
-		if (parse_number(o->value, 1000, &v))
+		if (value_number(o->value, 1000, &v))
 			return refuse(err, err_len, "spin-us '%.60s' is no number up to 1000",
 				      o->value);
 		atomic_store(&inst->spin_ns, v * 1000);

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "values.h"
+
 const char *const options_help[] = {
 	"path: file (made if it is not there) or block device; only for this",
 	"size: bytes to use; must be given for a file; a block device is used as a whole",
@@ -23,31 +25,6 @@ void options_default(struct options *o)
 {
 	memset(o, 0, sizeof(*o));
 	o->discard = true;
-}
-
-static int parse_size(const char *text, uint64_t *out)
-{
-	static const char units[] = "KMGT";
-	const char *unit;
-	char *end;
-	unsigned long long v;
-	unsigned int shift = 0;
-
-	if (*text < '0' || *text > '9')
-		return -EINVAL;
-	errno = 0;
-	v = strtoull(text, &end, 10);
-	if (errno)
-		return -ERANGE;
-	unit = *end ? strchr(units, *end) : NULL;
-	if (unit) {
-		shift = 10 * (unsigned int)(unit - units + 1);
-		end++;
-	}
-	if (*end || (shift && v >> (64 - shift)))
-		return -EINVAL;
-	*out = (uint64_t)v << shift;
-	return 0;
 }
 
 static int parse_switch(const char *text, const char *on, const char *off, bool *out)
@@ -71,9 +48,9 @@ int options_set(struct options *o, const struct ebb_option *opt, char *err, uint
 		else
 			snprintf(o->path, sizeof(o->path), "%s", opt->value);
 	} else if (strcmp(opt->name, "size") == 0) {
-		r = parse_size(opt->value, &o->size);
+		r = value_size(opt->value, &o->size);
 	} else if (strcmp(opt->name, "write-budget") == 0) {
-		r = parse_size(opt->value, &o->write_budget);
+		r = value_size(opt->value, &o->write_budget);
 	} else if (strcmp(opt->name, "discard") == 0) {
 		r = parse_switch(opt->value, "on", "off", &o->discard);
 	} else if (strcmp(opt->name, "encrypt") == 0) {

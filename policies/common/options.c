@@ -30,6 +30,17 @@ int option_number(const char *value, uint64_t min, uint64_t max, uint64_t *out, 
 	return 0;
 }
 
+int option_shared(const char *value, uint32_t min, uint32_t max, _Atomic uint32_t *out, char *err,
+		  uint64_t err_len)
+{
+	uint64_t n;
+	int r = option_number(value, min, max, &n, err, err_len);
+
+	if (!r)
+		set(*out, (uint32_t)n);
+	return r;
+}
+
 int option_switch(const char *value, bool *out, char *err, uint64_t err_len)
 {
 	if (strcmp(value, "on") != 0 && strcmp(value, "off") != 0) {

@@ -12,6 +12,9 @@
 /* A number with an optional K, M or G, from min to max. */
 int option_number(const char *value, uint64_t min, uint64_t max, uint64_t *out, char *err,
 		  uint64_t err_len);
+/* The same for a field that fault threads read. */
+int option_shared(const char *value, uint32_t min, uint32_t max, _Atomic uint32_t *out, char *err,
+		  uint64_t err_len);
 /* on or off. */
 int option_switch(const char *value, bool *out, char *err, uint64_t err_len);
 

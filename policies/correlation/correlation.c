@@ -83,19 +83,12 @@ static int correlation_config(void *instance, const struct ebb_policy_option *op
 			      uint64_t err_len)
 {
 	struct correlation *x = instance;
-	bool depth = strcmp(opt->name, "depth") == 0;
-	uint64_t n;
-	int r;
 
-	if (!depth && strcmp(opt->name, "confidence") != 0)
-		return -ENOENT;
-	r = option_number(opt->value, depth ? 1 : 0, depth ? DEPTH_LIMIT : CONTEXT, &n, err,
-			  err_len);
-	if (!r && depth)
-		set(x->depth, (uint32_t)n);
-	else if (!r)
-		set(x->confidence, (uint32_t)n);
-	return r;
+	if (strcmp(opt->name, "depth") == 0)
+		return option_shared(opt->value, 1, DEPTH_LIMIT, &x->depth, err, err_len);
+	if (strcmp(opt->name, "confidence") == 0)
+		return option_shared(opt->value, 0, CONTEXT, &x->confidence, err, err_len);
+	return -ENOENT;
 }
 
 static _Atomic uint32_t *index_of(const struct correlation *x, uint32_t unit)

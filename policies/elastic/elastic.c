@@ -104,23 +104,16 @@ static int elastic_config(void *instance, const struct ebb_policy_option *opt, c
 			  uint64_t err_len)
 {
 	struct elastic *x = instance;
-	uint64_t n;
 	int r;
 
 	if (strcmp(opt->name, "max-order") == 0) {
-		r = option_number(opt->value, 0, ORDER_MAX, &n, err, err_len);
-		if (!r) {
-			set(x->max_order, (uint32_t)n);
-			set(x->cap, (uint32_t)n);
-		}
-		return r;
-	}
-	if (strcmp(opt->name, "aggressiveness") == 0) {
-		r = option_number(opt->value, 1, ORDER_MAX, &n, err, err_len);
+		r = option_shared(opt->value, 0, ORDER_MAX, &x->max_order, err, err_len);
 		if (!r)
-			set(x->aggressiveness, (uint32_t)n);
+			set(x->cap, get(x->max_order));
 		return r;
 	}
+	if (strcmp(opt->name, "aggressiveness") == 0)
+		return option_shared(opt->value, 1, ORDER_MAX, &x->aggressiveness, err, err_len);
 	return -ENOENT;
 }
 

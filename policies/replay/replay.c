@@ -112,15 +112,10 @@ static int replay_config(void *instance, const struct ebb_policy_option *opt, ch
 			 uint64_t err_len)
 {
 	struct replay *x = instance;
-	uint64_t n;
-	int r;
 
 	if (strcmp(opt->name, "ahead") != 0)
 		return -ENOENT;
-	r = option_number(opt->value, 0, AHEAD_LIMIT, &n, err, err_len);
-	if (!r)
-		set(x->ahead, (uint32_t)n);
-	return r;
+	return option_shared(opt->value, 0, AHEAD_LIMIT, &x->ahead, err, err_len);
 }
 
 static uint32_t replay_on_fault(void *instance, const struct ebb_fault *fault,

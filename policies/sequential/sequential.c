@@ -97,11 +97,9 @@ static int sequential_config(void *instance, const struct ebb_policy_option *opt
 	int r;
 
 	if (strcmp(opt->name, "max") == 0) {
-		r = option_number(opt->value, 1, WINDOW_LIMIT, &n, err, err_len);
-		if (!r) {
-			set(q->max_units, (uint32_t)n);
-			set(q->cap, (uint32_t)n);
-		}
+		r = option_shared(opt->value, 1, WINDOW_LIMIT, &q->max_units, err, err_len);
+		if (!r)
+			set(q->cap, get(q->max_units));
 		return r;
 	}
 	if (strcmp(opt->name, "max-bytes") == 0) {
@@ -110,18 +108,10 @@ static int sequential_config(void *instance, const struct ebb_policy_option *opt
 			set(q->max_bytes, n);
 		return r;
 	}
-	if (strcmp(opt->name, "trigger") == 0) {
-		r = option_number(opt->value, 2, 16, &n, err, err_len);
-		if (!r)
-			set(q->trigger, (uint32_t)n);
-		return r;
-	}
-	if (strcmp(opt->name, "stride") == 0) {
-		r = option_number(opt->value, 1, 64, &n, err, err_len);
-		if (!r)
-			set(q->stride, (uint32_t)n);
-		return r;
-	}
+	if (strcmp(opt->name, "trigger") == 0)
+		return option_shared(opt->value, 2, 16, &q->trigger, err, err_len);
+	if (strcmp(opt->name, "stride") == 0)
+		return option_shared(opt->value, 1, 64, &q->stride, err, err_len);
 	return -ENOENT;
 }
 

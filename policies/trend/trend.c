@@ -92,16 +92,13 @@ static int trend_config(void *instance, const struct ebb_policy_option *opt, cha
 			uint64_t err_len)
 {
 	struct trend *t = instance;
-	uint64_t n;
 	int r;
 
 	if (strcmp(opt->name, "max") != 0)
 		return -ENOENT;
-	r = option_number(opt->value, 1, WINDOW_LIMIT, &n, err, err_len);
-	if (!r) {
-		set(t->max_units, (uint32_t)n);
-		set(t->cap, (uint32_t)n);
-	}
+	r = option_shared(opt->value, 1, WINDOW_LIMIT, &t->max_units, err, err_len);
+	if (!r)
+		set(t->cap, get(t->max_units));
 	return r;
 }
 
