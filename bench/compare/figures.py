@@ -11,6 +11,9 @@ FIGURES = {
     "fault_p50_us": (False, "us", "fault p50"),
     "fault_p99_us": (False, "us", "fault p99"),
     "fault_p999_us": (False, "us", "fault p99.9"),
+    "request_p50_us": (False, "us", "request p50"),
+    "request_p99_us": (False, "us", "request p99"),
+    "request_p999_us": (False, "us", "request p99.9"),
     "cpu_per_access_us": (False, "us", "CPU an access"),
     "total_bytes": (False, "bytes", "memory in all"),
     "faults_s": (True, "/s", "faults"),
@@ -31,6 +34,10 @@ GOALS = [
     ("uniform", 1, "fault_p999_us", 1 / 3, False),
     ("uniform", 2, "fault_p99_us", 1 / 5, False),
     ("uniform", 2, "fault_p999_us", 1 / 3, False),
+    ("redis-get", 1, "accesses_s", 1.25, True),
+    ("redis-set", 1, "accesses_s", 1.25, True),
+    ("redis-get", 1, "request_p999_us", 1 / 3, False),
+    ("redis-set", 1, "request_p999_us", 1 / 3, False),
 ]
 
 

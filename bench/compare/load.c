@@ -46,6 +46,7 @@ struct run {
 	struct pattern pattern;
 	unsigned int write_percent;
 	_Atomic int phase;
+	_Atomic unsigned int counted; /* threads that have counted something */
 };
 
 struct worker {
@@ -96,6 +97,7 @@ static void *worker_main(void *arg)
 	struct worker *t = arg;
 	bool updates = t->run->pattern.kind == PATTERN_GUPS;
 	uint64_t now = clock_ns();
+	bool counted = false;
 	int phase;
 
 	while ((phase = atomic_load_explicit(&t->run->phase, memory_order_relaxed)) != END) {
@@ -103,6 +105,10 @@ static void *worker_main(void *arg)
 			update_some(t, &now, phase == RUN);
 		for (int i = 0; !updates && i < 16; i++)
 			access_one(t, &now, phase == RUN);
+		if (phase == RUN && !counted) {
+			counted = true;
+			atomic_fetch_add(&t->run->counted, 1);
+		}
 	}
 	return NULL;
 }
@@ -185,6 +191,7 @@ static int run(const struct guest_ram *ram, const char *line)
 	run.ram = ram;
 	run.write_percent = write_percent;
 	atomic_store(&run.phase, WARM);
+	atomic_store(&run.counted, 0);
 	pattern_init(&run.pattern, (enum pattern_kind)kind, ram->pages);
 	for (unsigned int i = 0; i < threads; i++) {
 		t[i].run = &run;
@@ -196,7 +203,10 @@ static int run(const struct guest_ram *ram, const char *line)
 	getrusage(RUSAGE_SELF, &before);
 	start = clock_ns();
 	atomic_store(&run.phase, RUN);
-	sleep_s(run_s);
+	/* On a busy machine a thread may not have come to anything by then. */
+	do
+		sleep_s(run_s);
+	while (atomic_load(&run.counted) < threads);
 	atomic_store(&run.phase, END);
 	s = (double)(clock_ns() - start) / 1e9;
 	for (unsigned int i = 0; i < threads; i++)

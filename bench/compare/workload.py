@@ -42,7 +42,7 @@ class Load:
     def __init__(self, cell, size, kind, content, folder, n=1):
         argv = [cell.build + "/bench/compare/compare_load", str(size // n), kind,
                 content_argument(content, folder)]
-        self.programs = []
+        self.programs, self.size = [], size
         for _ in range(n):
             self.programs.append(cell.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             text=True))
@@ -60,6 +60,15 @@ class Load:
             p.stdin.write(line + "\n")
             p.stdin.flush()
         return [self.answer(p) for p in self.programs]
+
+    def fill(self):
+        self.ask("fill")
+
+    def stir(self):
+        self.run("uniform", 2, 0, 0.1, 0.7)
+
+    def wrong(self):
+        return sum(a["wrong"] for a in self.ask("check"))
 
     def run(self, workload, threads, write, warm, seconds):
         answers = self.ask("run %s %d %d %g %g" % (workload, threads, write, warm, seconds))

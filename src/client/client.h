@@ -186,6 +186,8 @@ void client_step_back(struct client *c, uint64_t addr, uint64_t bytes);
 int client_detach(struct client *c, unsigned int seconds);
 /* Looks through the process's mappings for RAM that was mapped before we could see it. */
 void client_scan(struct client *c);
+/* The same when the library is loaded: what an allocator mapped for the loader or for us. */
+void client_scan_early(struct client *c);
 /* At exit: files with a name get their content back. */
 void client_exit(struct client *c);
 /* Around fork(). */

@@ -263,6 +263,7 @@ __attribute__((constructor)) static void begin(void)
 	/* virtiofsd maps guest RAM when it has a new root and a seccomp filter: be there first. */
 	if (the_client.secondary)
 		helper_start(&the_client);
+	client_scan_early(&the_client);
 }
 
 __attribute__((destructor)) static void end(void)

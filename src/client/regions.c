@@ -219,6 +219,20 @@ void client_scan(struct client *c)
 		;
 }
 
+void client_scan_early(struct client *c)
+{
+	bool found = false;
+
+	client_scan(c);
+	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
+		found |= c->regions[i].state != REGION_FREE;
+	if (!found)
+		return;
+	if (c->require && client_require(c))
+		_exit(1);
+	helper_start(c);
+}
+
 /* An attach that is under way may register the range yet: waits for its end. Lock held. */
 void region_wait_offers(struct client *c, uint64_t until_ns)
 {
