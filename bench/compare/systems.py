@@ -19,11 +19,13 @@ from machine import Refused, read, thread_cpu_ns, vmstat, write, zram_pool
 
 KERNEL = {
     "none": "no limit",
+    "shared": "no limit, memory shared as on Ebb's side but not attached",
     "zram-lz4": "cgroup limit, swap to zram (lz4)",
     "zram-zstd": "cgroup limit, swap to zram (zstd)",
     "zswap": "cgroup limit, zswap (lz4, zsmalloc) before a swap file",
     "swap": "cgroup limit, swap file",
 }
+UNLIMITED = ("none", "shared")
 EBB = {
     "ebb": "Ebb, compressed tier (lz4)",
     "ebb-ssd": "Ebb, ssd tier",
@@ -79,6 +81,19 @@ class Cell:
         self.processes.append(p)
         return p
 
+    def prepare_shared(self):
+        """For a program with the benchmark's heap library."""
+        if self.kind == "thp":
+            self.machine.ask("write", SHMEM_THP, "advise")
+        if self.kind == "hugetlb":
+            self.machine.ask("huge_pages", self.most_bytes // (2 << 20) + 24)
+
+    def preload(self, libraries):
+        """The environment with the heap library and others, in this order."""
+        libraries = [self.build + "/bench/compare/libcompare_heap.so"] + libraries
+        return {"LD_PRELOAD": " ".join(libraries), "EBB_HEAP_KIND": self.kind,
+                "EBB_HEAP_BYTES": str(self.most_bytes)}
+
     def usage(self):
         """All memory of the cell, that of its pool too."""
         name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
@@ -109,8 +124,10 @@ class KernelCell(Cell):
         super().__init__(*args)
         self.device = None
         size = self.most_bytes + (64 << 20)
-        if self.kind == "hugetlb" and self.system != "none":
+        if self.kind == "hugetlb" and self.system not in UNLIMITED:
             raise Refused("the kernel does not swap huge pages of hugetlbfs")
+        if self.system == "shared":
+            self.prepare_shared()
         swapfile = os.path.join(self.folder, "swap")
         if self.system.startswith("zram"):
             self.device = self.machine.ask("zram", self.system.split("-")[1], size)
@@ -125,14 +142,15 @@ class KernelCell(Cell):
             self.machine.ask("swap_file", swapfile, size)
 
     def start(self, argv, **options):
-        return self.spawn(argv, **options)
+        env = self.preload([]) if self.system == "shared" else None
+        return self.spawn(argv, env=env, **options)
 
     def attached(self, n):
         pass
 
     def limit(self, nbytes):
         """For everything in the cgroup together."""
-        if self.system == "none":
+        if self.system in UNLIMITED:
             return
         name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
         for _ in range(100):
@@ -175,10 +193,7 @@ class EbbCell(Cell):
     def __init__(self, *args):
         super().__init__(*args)
         self.names, self.vms = [], 0
-        if self.kind == "thp":
-            self.machine.ask("write", SHMEM_THP, "advise")
-        if self.kind == "hugetlb":
-            self.machine.ask("huge_pages", self.most_bytes // (2 << 20) + 24)
+        self.prepare_shared()
         self.dir = tempfile.mkdtemp(prefix="ebb-compare-")
         self.daemon = self.spawn([self.build + "/ebbd", "--runtime-dir", self.dir, "--log-level",
                                   "warning"])
@@ -195,17 +210,12 @@ class EbbCell(Cell):
                 "path": os.path.join(self.folder, "ebb-ssd"),
                 "size": str(self.most_bytes + (64 << 20))})
 
-    def start(self, argv, env=None, **options):
+    def start(self, argv, **options):
         name = "program%d" % self.vms
         self.vms += 1
         self.names.append(name)
-        preload = [self.build + "/bench/compare/libcompare_heap.so",
-                   self.build + "/libebb-attach.so"]
-        env = dict(env or {}, EBB_SOCKET=self.dir + "/attach.sock", EBB_NAME=name,
-                   EBB_MIN_SIZE="1M", EBB_HEAP_KIND=self.kind,
-                   EBB_HEAP_BYTES=str(self.most_bytes))
-        env["LD_PRELOAD"] = " ".join(([env["LD_PRELOAD"]] if "LD_PRELOAD" in env else [])
-                                     + preload)
+        env = dict(self.preload([self.build + "/libebb-attach.so"]), EBB_NAME=name,
+                   EBB_SOCKET=self.dir + "/attach.sock", EBB_MIN_SIZE="1M")
         return self.spawn(argv, env=env, **options)
 
     def attached(self, n):

@@ -62,7 +62,7 @@ class Case(unittest.TestCase):
 class Runs(Case):
     def test_figures(self):
         out = self.dir.name + "/out"
-        p = self.start("--systems", "none,ebb", "--seconds", "0.2", "--threads", "1", "--workloads",
+        p = self.start("--systems", "shared,ebb", "--seconds", "0.2", "--threads", "1", "--workloads",
                        "uniform,zipf,hotspot,sequential,strided,phase,pmbench,gups",
                        "--servers", "redis", "--json",
                        out + ".json", "--html", out + ".html")
