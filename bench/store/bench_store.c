@@ -7,11 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "plugin/backend_host.h"
+#include "store_rig.h"
 
 /*
  * Usage: bench_store [PAGES [ROUNDS [FILE]]]
@@ -34,52 +34,11 @@ struct bench {
 	uint32_t n, rounds;
 	uint8_t *pages;
 	char *packed, **at; /* lz4 alone: where each page went */
-	struct backend *b;
-	struct backend_space *s;
-	int fd;
+	struct store_rig rig;
 	double figure[FIGURES][ROUNDS_MAX];
 };
 
 /* ---- surroundings ---- */
-
-static int mem_open(void *ctx, void *space_ctx, const char *name, uint64_t max_bytes, void **addr,
-		    int *found)
-{
-	struct bench *be = ctx;
-
-	be->fd = memfd_create(name, MFD_CLOEXEC);
-	if (be->fd < 0 || ftruncate(be->fd, (off_t)max_bytes))
-		return -errno;
-	*addr = mmap(NULL, max_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, be->fd, 0);
-	*found = 0;
-	return *addr == MAP_FAILED ? -errno : 0;
-}
-
-static int mem_trim(void *ctx, void *space_ctx, const char *name, uint64_t offset, uint64_t bytes)
-{
-	struct bench *be = ctx;
-	int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-
-	return fallocate(be->fd, mode, (off_t)offset, (off_t)bytes) ? -errno : 0;
-}
-
-static void make_up(uint8_t *pages, uint32_t n)
-{
-	uint64_t recent[64] = {0}, state = 1;
-	uint64_t *words = (uint64_t *)pages;
-
-	for (uint64_t i = 0; i < (uint64_t)n * PAGE / 8; i++) {
-		uint64_t draw;
-
-		state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-		draw = state >> 33;
-		if (draw % 100 < 25)
-			recent[draw / 100 % 64] = state;
-		words[i] = draw % 100 < 25   ? state
-			   : draw % 100 < 60 ? recent[draw / 100 % 64]
-					     : draw / 100 % 16;
-	}
-}
 
 static int read_pages(struct bench *be, const char *path)
 {
@@ -145,18 +104,6 @@ static void bare_lz4(struct bench *be, uint32_t round, void *state)
 	be->figure[LZ4_UNPACK][round] = (double)(cpu_ns() - start) / be->n;
 }
 
-static void io(struct backend_channel *c, struct backend_space *s, uint32_t op, uint64_t *handle,
-	       void *buf)
-{
-	struct ebb_io one, *p = &one;
-
-	backend_io_prepare(&one, op, 0, s, *handle, buf, PAGE, 0);
-	backend_submit(c, &p, 1);
-	if (one.result)
-		die(op == EBB_IO_STORE ? "store" : "load", one.result);
-	*handle = one.handle;
-}
-
 static void through_store(struct bench *be, uint32_t round, struct backend_channel *c,
 			  uint64_t *handles)
 {
@@ -164,14 +111,14 @@ static void through_store(struct bench *be, uint32_t round, struct backend_chann
 	uint64_t start = cpu_ns();
 
 	for (uint32_t i = 0; i < be->n; i++)
-		io(c, be->s, EBB_IO_STORE, &handles[i], be->pages + (size_t)i * PAGE);
+		store_rig_io(c, be->rig.s, EBB_IO_STORE, &handles[i], be->pages + (size_t)i * PAGE);
 	be->figure[STORE][round] = (double)(cpu_ns() - start) / be->n;
 	start = cpu_ns();
 	for (uint32_t i = 0; i < be->n; i++)
-		io(c, be->s, EBB_IO_LOAD, &handles[shuffled(i, be->n)], out);
+		store_rig_io(c, be->rig.s, EBB_IO_LOAD, &handles[shuffled(i, be->n)], out);
 	be->figure[LOAD][round] = (double)(cpu_ns() - start) / be->n;
 	start = cpu_ns();
-	backend_free(c, be->s, handles, be->n);
+	backend_free(c, be->rig.s, handles, be->n);
 	be->figure[FREE][round] = (double)(cpu_ns() - start) / be->n;
 }
 
@@ -190,13 +137,13 @@ static void *store_all(void *arg)
 	uint64_t *handles = calloc(be->n, sizeof(*handles)), start;
 	struct backend_channel *c;
 
-	if (!handles || backend_channel_open(be->b, NULL, 0, 64, &c))
+	if (!handles || backend_channel_open(be->rig.b, NULL, 0, 64, &c))
 		die("channel", -ENOMEM);
 	start = clock_ns();
 	for (uint32_t i = 0; i < be->n; i++)
-		io(c, be->s, EBB_IO_STORE, &handles[i], be->pages + (size_t)i * PAGE);
+		store_rig_io(c, be->rig.s, EBB_IO_STORE, &handles[i], be->pages + (size_t)i * PAGE);
 	w->ns = clock_ns() - start;
-	backend_free(c, be->s, handles, be->n);
+	backend_free(c, be->rig.s, handles, be->n);
 	backend_channel_close(c);
 	free(handles);
 	return NULL;
@@ -235,28 +182,10 @@ static void print(struct bench *be, const char *what, enum figure f)
 	       be->figure[f][0], be->figure[f][be->rounds - 1]);
 }
 
-static void open_store(struct bench *be, struct backend_env *env)
-{
-	const char *build = getenv("EBB_BUILD");
-	struct plugin_path path = {{build ? build : "build"}, 1};
-	struct ebb_space_params params = {
-		.vm_name = "bench", .ram_bytes = 1u << 30, .unit_bytes = PAGE};
-	struct error e;
-
-	*env = (struct backend_env){be, mem_open, mem_trim};
-	if (backend_open(&path, env, "compressed", "compressed", NULL, 0, &be->b, &e)) {
-		fprintf(stderr, "%s (EBB_BUILD names the build folder)\n", e.desc);
-		exit(1);
-	}
-	if (backend_space_open(be->b, &params, &be->s))
-		die("space", -ENOMEM);
-}
-
 int main(int argc, char **argv)
 {
-	static struct bench be = {.n = 8192, .rounds = 15, .fd = -1};
+	static struct bench be = {.n = 8192, .rounds = 15};
 	struct backend_channel *c;
-	struct backend_env env;
 	uint64_t *handles;
 	void *state = malloc((size_t)LZ4_sizeofState());
 
@@ -278,10 +207,10 @@ int main(int argc, char **argv)
 		if (r)
 			die(argv[3], r);
 	} else {
-		make_up(be.pages, be.n);
+		store_rig_pages(be.pages, be.n);
 	}
-	open_store(&be, &env);
-	if (backend_channel_open(be.b, NULL, 0, 64, &c))
+	store_rig_open(&be.rig);
+	if (backend_channel_open(be.rig.b, NULL, 0, 64, &c))
 		die("channel", -ENOMEM);
 
 	bare_lz4(&be, 0, state); /* warm both up */
@@ -310,8 +239,7 @@ int main(int argc, char **argv)
 	print(&be, "two threads", LOAD);
 	print(&be, "  ratio", STORE_RATIO);
 	backend_channel_close(c);
-	backend_space_close(be.s);
-	backend_close(be.b);
+	store_rig_close(&be.rig);
 	free(handles);
 	free(be.pages);
 	free(be.packed);
