@@ -3,7 +3,7 @@
 import statistics
 
 # What identifies a measurement, apart from its side and its round.
-KEYS = ("kind", "reading", "memory", "content", "vms", "workload", "threads", "write")
+KEYS = ("kind", "reading", "memory", "content", "vms", "size", "workload", "threads", "write")
 
 # figure: (higher is better, unit, how it is called)
 FIGURES = {

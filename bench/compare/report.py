@@ -96,10 +96,10 @@ def plot(title, series, x_name, y_name, x_log=False):
 
 
 def title_of(row):
-    return "%s, %d thread%s, %d %% writes, %s, %s, %d %%, equal %s%s" % (
+    return "%s, %d thread%s, %d %% writes, %d MiB%s, %s, %s, %d %%, equal %s" % (
         row["workload"], row["threads"], "" if row["threads"] == 1 else "s", row["write"],
-        row["kind"], row["content"], row["memory"], row["reading"],
-        ", %d VMs" % row["vms"] if row["vms"] > 1 else "")
+        row["size"] >> 20, ", %d VMs" % row["vms"] if row["vms"] > 1 else "",
+        row["kind"], row["content"], row["memory"], row["reading"])
 
 
 def cdf_plots(measured):
