@@ -27,6 +27,7 @@
 #define ROUND_RANGES 64
 #define ROUNDS	     32 /* on one VM before the others get their turn */
 #define DRY_ROUNDS   8
+#define REST_BYTES   (EVICT_BATCH * UINT64_C(4096)) /* see can_wait() */
 
 /*
  * A guest that is at its limit and busy has to be slowed down to what eviction can do. Better a
@@ -315,6 +316,20 @@ static bool enter(struct vm *vm)
 	return false;
 }
 
+/*
+ * Is what is left better left until there is more of it? Faults go on while a round works, so each
+ * would find fewer units above the target than the one before, and a handful costs as many system
+ * calls, wake-ups and flushes of TLBs as a batch. Less than REST_BYTES wakes no evictor either.
+ */
+static bool can_wait(const struct vm *vm)
+{
+	uint64_t resident = (uint64_t)atomic_load(&vm->resident);
+
+	return resident <= reclaim_begin(vm) && resident < reclaim_target(vm) + REST_BYTES &&
+	       atomic_load(&vm->reclaim_left) <= 0 && atomic_load(&vm->proactive_left) <= 0 &&
+	       !atomic_load(&vm->parked);
+}
+
 static void work_on(struct evictor *e, struct vm *vm)
 {
 	bool more = true;
@@ -326,7 +341,7 @@ static void work_on(struct evictor *e, struct vm *vm)
 	for (int i = 0; i < ROUNDS && more && !atomic_load(&e->t.eng->stop) &&
 			!atomic_load(&e->t.eng->pause.background);
 	     i++)
-		more = reclaim_round(e->context, vm);
+		more = reclaim_round(e->context, vm) && !can_wait(vm);
 	atomic_fetch_sub(&vm->evictors, 1);
 	if (more)
 		engine_kick(vm);

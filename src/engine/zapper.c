@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #include "engine/internal.h"
 
@@ -18,7 +19,8 @@
  * stays, and write protection stays with it (tests/kernel/test_uffd_wp.c).
  */
 
-#define BATCH 64u
+#define BATCH	  64u
+#define GATHER_NS (5 * NS_PER_MS)
 
 struct zapper {
 	struct engine_thread t;
@@ -45,6 +47,15 @@ static void zap_all(struct vm *vm)
 	} while (n == BATCH);
 }
 
+/* Lets more ranges come; not so long that a barrier would notice. */
+static void gather(struct engine *eng)
+{
+	struct timespec nap = {.tv_nsec = GATHER_NS};
+
+	if (!atomic_load(&eng->stop))
+		nanosleep(&nap, NULL);
+}
+
 static void *zapper_main(void *arg)
 {
 	struct zapper *z = arg;
@@ -56,7 +67,8 @@ static void *zapper_main(void *arg)
 		unsigned int n;
 
 		engine_thread_pass(&z->t);
-		poll(&pfd, 1, 1000);
+		if (poll(&pfd, 1, 1000) > 0)
+			gather(eng);
 		n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
 		for (unsigned int i = 0; i < n; i++) {
 			zap_all(vms[i]);
