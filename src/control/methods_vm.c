@@ -10,6 +10,7 @@
 #include "control/settings.h"
 #include "control/stats.h"
 #include "control/vm_json.h"
+#include "control/watch_json.h"
 
 static int query_vms(struct request *r, json_t **ret, struct error *e)
 {
@@ -216,6 +217,74 @@ static int vm_trace(struct request *r, json_t **ret, struct error *e)
 	return job_start_with(r, arg_text(r->args, "vm"), t, free_trace_job, run_trace, traced, e);
 }
 
+struct watch_job {
+	struct watch_request request;
+	struct watch_result result;
+};
+
+static void free_watch_job(void *arg)
+{
+	struct watch_job *w = arg;
+
+	engine_watch_free(&w->result);
+	free(w);
+}
+
+static int run_watch(struct job *j, struct error *e)
+{
+	struct watch_job *w = j->arg;
+
+	return engine_vm_watch(j->engine, j->target, &w->request, &j->progress, &w->result, e);
+}
+
+/* Starts watching for as long as the request says. */
+static int watch(struct request *r, unsigned int columns,
+		 json_t *(*finish)(struct job *, struct control *), struct error *e)
+{
+	uint64_t ms = arg_number(r, "seconds") * 1000, window_ms = arg_number(r, "window-ms");
+	uint64_t windows = ms / window_ms;
+	struct watch_job *w;
+	int err = vm_known(r, e);
+
+	if (err)
+		return err;
+	if (!windows || windows > WATCH_WINDOWS_MAX || windows * columns > WATCH_CELLS_MAX)
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "that is %llu windows: there must be 1 to %u, and columns times "
+				 "windows at most %u",
+				 (unsigned long long)windows, WATCH_WINDOWS_MAX, WATCH_CELLS_MAX);
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
+	w->request = (struct watch_request){
+		.window_ms = window_ms, .windows = (unsigned int)windows, .columns = columns};
+	return job_start_with(r, arg_text(r->args, "vm"), w, free_watch_job, run_watch, finish, e);
+}
+
+static json_t *heatmap_answer(struct job *j, struct control *c)
+{
+	(void)c;
+	return heatmap_to_json(&((const struct watch_job *)j->arg)->result);
+}
+
+static int vm_heatmap(struct request *r, json_t **ret, struct error *e)
+{
+	(void)ret;
+	return watch(r, (unsigned int)arg_number(r, "columns"), heatmap_answer, e);
+}
+
+static json_t *wss_answer(struct job *j, struct control *c)
+{
+	(void)c;
+	return wss_to_json(&((const struct watch_job *)j->arg)->result);
+}
+
+static int vm_wss(struct request *r, json_t **ret, struct error *e)
+{
+	(void)ret;
+	return watch(r, 0, wss_answer, e);
+}
+
 static int run_detach(struct job *j, struct error *e)
 {
 	int err = engine_vm_detach(j->engine, j->target, &j->progress, e);
@@ -242,6 +311,8 @@ const struct method methods_vm[] = {
 	{"vm-prefetch", vm_prefetch},
 	{"vm-detach", vm_detach},
 	{"vm-trace", vm_trace},
+	{"vm-heatmap", vm_heatmap},
+	{"vm-wss", vm_wss},
 	{"policy-set", policy_set},
 	{NULL, NULL},
 };

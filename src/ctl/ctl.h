@@ -21,6 +21,16 @@ int ctl_fail(const struct error *e);
 
 /* One command of the control socket, with its words. */
 int run_command(struct ctl *ctl, const char *name, int n, char **words);
+/*
+ * The same in two steps. run_call(): gives the whole answer, when it returns CTL_OK. run_show():
+ * prints it, or the error that it is, by show (with arg) in place of a table, and consumes it.
+ */
+typedef int (*run_show_fn)(const json_t *value, void *arg);
+int run_call(struct ctl *ctl, const char *name, int n, char **words, json_t **answer);
+int run_show(struct ctl *ctl, const char *name, json_t *answer, run_show_fn show, void *arg);
+/* vm-heatmap and vm-wss, drawn. */
+int run_heatmap(struct ctl *ctl, int n, char **words);
+int run_wss(struct ctl *ctl, int n, char **words);
 /* Prints events until it is stopped. */
 int run_watch(struct ctl *ctl);
 /* The live table; once: printed once, for scripts. */

@@ -32,10 +32,13 @@ static void help_all(const struct schema *s, FILE *out)
 		"  %-20s %s\n"
 		"  %-20s %s\n"
 		"  %-20s %s\n"
+		"  %-20s %s\n"
+		"  %-20s %s\n"
 		"  %-20s %s\n",
 		"help [COMMAND]", "This help, or that of one command", "top [--once]",
 		"Live table of the VMs", "watch", "Events, as they come", "trace",
-		"The same as vm-trace");
+		"The same as vm-trace", "heatmap [--svg FILE]",
+		"vm-heatmap, drawn in the terminal or to a file", "wss", "vm-wss, drawn");
 	json_array_foreach(json_object_get(schema_root(s), "commands"), i, c) {
 		if (strcmp(schema_text(c, "name"), "qmp_capabilities") != 0)
 			fprintf(out, "  %-20s %s\n", schema_text(c, "name"),
@@ -82,6 +85,10 @@ static int run(struct ctl *ctl, int n, char **words)
 		return run_top(ctl, n - 1, words + 1);
 	if (strcmp(command, "watch") == 0)
 		return run_watch(ctl);
+	if (strcmp(command, "heatmap") == 0)
+		return run_heatmap(ctl, n - 1, words + 1);
+	if (strcmp(command, "wss") == 0)
+		return run_wss(ctl, n - 1, words + 1);
 	/* For scripts/gen-docs. */
 	if (strcmp(command, "dump-docs") == 0 && n == 2) {
 		if (strcmp(words[1], "mdoc") == 0)

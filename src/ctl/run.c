@@ -50,6 +50,7 @@ int ctl_fail(const struct error *e)
 
 struct progress_bar {
 	bool on, shown;
+	const char *unit; /* what is counted; "": bytes */
 	uint64_t start_ns;
 };
 
@@ -69,9 +70,13 @@ static void bar_show(struct progress_bar *bar, const json_t *data)
 	memset(line, '.', BAR_WIDTH);
 	memset(line, '#', filled);
 	line[BAR_WIDTH] = '\0';
-	fprintf(stderr, "\r\033[K[%s] %s of %s, %s/s", line, size_format(done, a),
-		size_format(total, b),
-		size_format(seconds > 0 ? (uint64_t)((double)done / seconds) : 0, rate));
+	if (*bar->unit)
+		fprintf(stderr, "\r\033[K[%s] %llu of %llu %s", line, (unsigned long long)done,
+			(unsigned long long)total, bar->unit);
+	else
+		fprintf(stderr, "\r\033[K[%s] %s of %s, %s/s", line, size_format(done, a),
+			size_format(total, b),
+			size_format(seconds > 0 ? (uint64_t)((double)done / seconds) : 0, rate));
 	bar->shown = true;
 }
 
@@ -83,14 +88,15 @@ static void bar_clear(struct progress_bar *bar)
 }
 
 /*
- * Waits for the answer to id (*answer is written only on success); shows the progress of job
- * meanwhile. Ctrl-C asks for the job to be cancelled, and then the answer says what became of it; a
- * second one leaves.
+ * Waits for the answer to id (*answer is written only on success); shows the progress of job, in
+ * `unit`, meanwhile. Ctrl-C asks for the job to be cancelled, and then the answer says what became
+ * of it; a second one leaves.
  */
-static int wait_answer(struct connection *c, json_int_t id, const char *job, json_t **answer,
-		       struct error *e)
+static int wait_answer(struct connection *c, json_int_t id, const char *job, const char *unit,
+		       json_t **answer, struct error *e)
 {
-	struct progress_bar bar = {.on = isatty(STDERR_FILENO), .start_ns = clock_ns()};
+	struct progress_bar bar = {
+		.on = isatty(STDERR_FILENO), .unit = unit, .start_ns = clock_ns()};
 	json_int_t cancel_id = -1;
 	int r;
 
@@ -126,29 +132,12 @@ static int wait_answer(struct connection *c, json_int_t id, const char *job, jso
 	return r;
 }
 
-static int show_answer(struct ctl *ctl, const json_t *command, json_t *answer)
-{
-	const json_t *failure = json_object_get(answer, "error");
-
-	if (ctl->json) {
-		json_object_del(answer, "id"); /* our own, of no use to the reader */
-		json_dumpf(answer, stdout, JSON_COMPACT);
-		putchar('\n');
-	} else if (failure) {
-		fprintf(stderr, "ebbctl: %s: %s\n", schema_text(failure, "class"),
-			schema_text(failure, "desc"));
-	} else {
-		print_return(ctl->schema, command, json_object_get(answer, "return"), stdout);
-	}
-	return failure ? CTL_FAILED : CTL_OK;
-}
-
-int run_command(struct ctl *ctl, const char *name, int n, char **words)
+int run_call(struct ctl *ctl, const char *name, int n, char **words, json_t **answer)
 {
 	const json_t *command = schema_command(ctl->schema, name);
 	struct connection c = {.fd = -1};
 	char job[32] = "";
-	json_t *args, *answer = NULL;
+	json_t *args;
 	json_int_t id;
 	struct error e;
 	int r;
@@ -178,11 +167,40 @@ int run_command(struct ctl *ctl, const char *name, int n, char **words)
 	else
 		r = connection_send(&c, name, args, &id, &e);
 	if (!r)
-		r = wait_answer(&c, id, *job ? job : NULL, &answer, &e);
-	r = r ? ctl_fail(&e) : show_answer(ctl, command, answer);
-	json_decref(answer);
+		r = wait_answer(&c, id, *job ? job : NULL, schema_text(command, "progress"), answer,
+				&e);
 	connection_close(&c);
+	return r ? ctl_fail(&e) : CTL_OK;
+}
+
+int run_show(struct ctl *ctl, const char *name, json_t *answer, run_show_fn show, void *arg)
+{
+	const json_t *failure = json_object_get(answer, "error");
+	int r = failure ? CTL_FAILED : CTL_OK;
+
+	if (ctl->json) {
+		json_object_del(answer, "id"); /* our own, of no use to the reader */
+		json_dumpf(answer, stdout, JSON_COMPACT);
+		putchar('\n');
+	} else if (failure) {
+		fprintf(stderr, "ebbctl: %s: %s\n", schema_text(failure, "class"),
+			schema_text(failure, "desc"));
+	} else if (show) {
+		r = show(json_object_get(answer, "return"), arg);
+	} else {
+		print_return(ctl->schema, schema_command(ctl->schema, name),
+			     json_object_get(answer, "return"), stdout);
+	}
+	json_decref(answer);
 	return r;
+}
+
+int run_command(struct ctl *ctl, const char *name, int n, char **words)
+{
+	json_t *answer;
+	int r = run_call(ctl, name, n, words, &answer);
+
+	return r ? r : run_show(ctl, name, answer, NULL, NULL);
 }
 
 int run_watch(struct ctl *ctl)

@@ -260,6 +260,43 @@ struct trace_result {
  */
 int engine_vm_trace(struct engine *eng, const char *name, const struct trace_request *req,
 		    struct progress *p, struct trace_result *out, struct error *e);
+#define WATCH_WINDOWS_MAX 3600u
+#define WATCH_COLUMNS_MAX 512u
+#define WATCH_CELLS_MAX	  16384u
+struct watch_request {
+	uint64_t window_ms;
+	unsigned int windows; /* 1 to WATCH_WINDOWS_MAX */
+	unsigned int columns; /* 0 to WATCH_COLUMNS_MAX, and at most WATCH_CELLS_MAX cells */
+};
+/* Bytes of one stretch of RAM at the end of one window; what is left was never touched. */
+struct watch_cell {
+	uint64_t hot;	  /* resident, and accessed in the window */
+	uint64_t cold;	  /* resident, and not */
+	uint64_t evicted; /* in a backend, or lost */
+};
+struct watch_block {
+	char name[REGION_ID_MAX];
+	uint64_t bytes;
+};
+/* In the order of unit numbers, RAM blocks one behind the other. */
+struct watch_result {
+	uint64_t ram_bytes;
+	unsigned int windows, columns, n_blocks;
+	struct watch_block *blocks;
+	struct watch_cell *cells; /* [windows][columns] */
+	/*
+	 * [windows]; the k-th: how long ago the k + 1 last windows began, when the last one had
+	 * ended, and the bytes that were accessed since.
+	 */
+	uint64_t *since_ms, *accessed;
+};
+/*
+ * Watches for so many windows which part of the VM's RAM is in use. Long. *out is written in any
+ * case, and belongs to the caller (engine_watch_free()). -ENOTSUP: the VM has no tracker.
+ */
+int engine_vm_watch(struct engine *eng, const char *name, const struct watch_request *req,
+		    struct progress *p, struct watch_result *out, struct error *e);
+void engine_watch_free(struct watch_result *out);
 /* Detaches a VM on the operator's word, as engine_detach() does. Long. */
 int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, struct error *e);
 

@@ -8,9 +8,12 @@
 #include <stdint.h>
 
 struct block;
+struct ebb_fault;
+struct error;
 struct vm;
 
-#define TRACE_RING 16384u
+#define TRACE_RING     16384u
+#define TRACE_DRAIN_MS 5u /* how often the ring is to be emptied */
 
 struct vm_trace_slot {
 	_Atomic uint64_t turn; /* one more than the place in the order of all; 0: never written */
@@ -33,6 +36,22 @@ struct vm_trace {
 /* From the fault path: no lock, no allocation. A full ring is written over: counted as lost. */
 void vm_trace_fault(struct vm_trace *t, uint64_t unit, uint32_t flags, uint32_t thread,
 		    uint64_t now_ns);
+/* Begins a recording of the VM. 0, or -EBUSY or -ENOMEM with e filled. */
+int vm_trace_begin(struct vm *vm, struct vm_trace **out, struct error *e);
+/* Ends it and frees t. Not from an engine thread. */
+void vm_trace_end(struct vm *vm, struct vm_trace *t);
+/*
+ * Takes the next fault from the ring; false when there is none. *lost: how many before it came too
+ * fast and are not known.
+ */
+bool vm_trace_next_fault(struct vm_trace *t, struct ebb_fault *out, uint64_t *lost);
+/*
+ * Adds what is accessed by now to the trace's window, and makes it forgotten: each such page costs
+ * the guest a minor fault when it is used again. The window is then read and emptied by the caller,
+ * under policy_lock.
+ */
+void vm_trace_gather(struct vm *vm);
+
 /* Under policy_lock, before accesses of these units are made forgotten. */
 void vm_trace_forget(struct block *b, uint64_t unit, uint64_t count, bool by_recording);
 /* Under policy_lock: adds what policies are to see as accessed. */

@@ -230,6 +230,56 @@ int engine_vm_trace(struct engine *eng, const char *name, const struct trace_req
 	return move(eng, name, req->seconds * MIB, false, 1000, p, &moved, e);
 }
 
+/* A quarter of the RAM each is hot, cold, evicted and never touched; all of the hot in one window.
+ */
+int engine_vm_watch(struct engine *eng, const char *name, const struct watch_request *req,
+		    struct progress *p, struct watch_result *out, struct error *e)
+{
+	static const uint64_t block = 64 * MIB;
+	uint64_t moved, column = req->columns ? 4 * block / req->columns : 0;
+	int r;
+
+	memset(out, 0, sizeof(*out));
+	r = move(eng, name, req->windows * MIB, false, 1000, p, &moved, e);
+	if (r)
+		return r;
+	*out = (struct watch_result){
+		.ram_bytes = 4 * block,
+		.windows = req->windows,
+		.columns = req->columns,
+		.n_blocks = 2,
+		.blocks = calloc(2, sizeof(*out->blocks)),
+		.cells = calloc((size_t)req->windows * req->columns + 1, sizeof(*out->cells)),
+		.since_ms = calloc(req->windows, sizeof(uint64_t)),
+		.accessed = calloc(req->windows, sizeof(uint64_t))};
+	snprintf(out->blocks[0].name, sizeof(out->blocks[0].name), "low<&\x1b");
+	snprintf(out->blocks[1].name, sizeof(out->blocks[1].name), "high");
+	out->blocks[0].bytes = block;
+	out->blocks[1].bytes = 3 * block;
+	for (unsigned int i = 0; i < req->windows; i++) {
+		struct watch_cell *row = &out->cells[i * req->columns];
+
+		for (unsigned int c = 0; c < req->columns; c++) {
+			unsigned int quarter = 4 * c / req->columns;
+
+			row[c].hot = quarter == 0 ? column : 0;
+			row[c].cold = quarter == 1 ? column : 0;
+			row[c].evicted = quarter == 2 ? column : 0;
+		}
+		out->since_ms[i] = (i + 1) * req->window_ms;
+		out->accessed[i] = i + 1 == req->windows ? 2 * block : block;
+	}
+	return 0;
+}
+
+void engine_watch_free(struct watch_result *out)
+{
+	free(out->blocks);
+	free(out->cells);
+	free(out->since_ms);
+	free(out->accessed);
+}
+
 int engine_vm_detach(struct engine *eng, const char *name, struct progress *p, struct error *e)
 {
 	struct engine_event ev = {.type = EVENT_VM_DETACHED};

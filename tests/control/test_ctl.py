@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import xml.etree.ElementTree
 
 from harness import EBBCTL, Daemon, attach, ctl, main, wait_for
 
@@ -131,12 +132,13 @@ def test_watch(binary):
 
 
 class Terminal:
-    """ebbctl with a terminal as its stderr."""
+    """ebbctl with a terminal as its stderr, or as its stdout."""
 
-    def __init__(self, *words):
+    def __init__(self, *words, stdout=False, env=None):
         self.master, slave = pty.openpty()
-        self.child = subprocess.Popen(words, stderr=slave, stdout=subprocess.PIPE, text=True,
-                                      stdin=subprocess.DEVNULL)
+        self.child = subprocess.Popen(words, stderr=subprocess.DEVNULL if stdout else slave,
+                                      stdout=slave if stdout else subprocess.PIPE, text=True,
+                                      stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})})
         os.close(slave)
         os.set_blocking(self.master, False)
         self.text = ""
@@ -151,8 +153,86 @@ class Terminal:
     def close(self):
         self.child.kill()
         self.child.wait()
-        self.child.stdout.close()
+        if self.child.stdout:
+            self.child.stdout.close()
         os.close(self.master)
+
+
+def test_heatmap(binary):
+    """The fake engine's VM: a quarter each hot, cold, evicted, never touched."""
+    with Daemon(binary) as d:
+        attach(d.client(), "guest1")
+        row = "|" + "#" * 4 + "." * 4 + "-" * 4 + " " * 4 + "|"
+        lines = ok(d, "heatmap", "guest1", "seconds=3", "columns=16").splitlines()
+        assert [x.split(None, 1)[1] for x in lines if x.endswith("|")] == [row] * 3, lines
+        assert [float(x.split()[0]) for x in lines if x.endswith("|")] == [-3, -2, -1], lines
+        # Where the second RAM block begins: a quarter of the way; a VMM's text steers nothing.
+        assert lines[4].strip() == "^ low<&?, 64.0 MiB", lines
+        assert lines[5].index("^") - lines[4].index("^") == 4 and "high, 192.0 MiB" in lines[5]
+        assert "\x1b" not in "".join(lines)
+        for env, colours in (({"TERM": "xterm-256color"}, True), ({"TERM": "dumb"}, False),
+                             ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False)):
+            t = Terminal(EBBCTL, "--socket", d.control, "heatmap", "guest1", "seconds=1",
+                         stdout=True, env=env)
+            try:
+                wait_for(lambda: "never touched" in t.read(), "the map")
+                assert ("\x1b[38;5;231;48;5;160m#\x1b[0m" in t.text) == colours, t.text
+            finally:
+                t.close()
+
+
+def test_heatmap_svg(binary):
+    with Daemon(binary) as d:
+        attach(d.client(), "guest1")
+        file = os.path.join(d.folder, "map.svg")
+        ok(d, "heatmap", "guest1", "seconds=2", "columns=16", "--svg", file)
+        svg = xml.etree.ElementTree.parse(file).getroot()
+        rects = [(int(r.get("x")), int(r.get("width")), r.get("fill")) for r in svg
+                 if r.tag.endswith("rect") and r.get("height") == "12" and not r.get("stroke")]
+        x = rects[0][0]
+        assert rects == [(x, 24, "#c8261b"), (x + 24, 24, "#5b8fc7"), (x + 48, 24, "#9a9a9a")] * 2
+        texts = [t.text for t in svg if t.tag.endswith("text")]
+        assert "guest1: 256.0 MiB of RAM" in texts and "low<&?, 64.0 MiB" in texts, texts
+        # Not to be written, or nothing to be drawn: no part of a picture stays.
+        r = ctl(d, "heatmap", "guest1", "seconds=1", "--svg", "/nowhere/map.svg")
+        assert r.returncode == 1 and "/nowhere/map.svg" in r.stderr, r
+        os.unlink(file)
+        r = ctl(d, "heatmap", "ghost", "--svg=" + file)
+        assert r.returncode == 1 and "NotFound" in r.stderr, r
+        assert not [x for x in os.listdir(d.folder) if "svg" in x]
+        r = ctl(d, "--json", "heatmap", "guest1", "--svg", file)
+        assert r.returncode == 2 and "--svg" in r.stderr, r
+
+
+def test_wss(binary):
+    with Daemon(binary) as d:
+        attach(d.client(), "guest1")
+        lines = ok(d, "wss", "guest1", "seconds=5").splitlines()[2:]
+        got = [(float(x.split()[0]), x.split()[2], x.count("#")) for x in lines]
+        assert got == [(1, "64.0", 10), (2, "64.0", 10), (4, "64.0", 10), (5, "128.0", 20)], lines
+        curve = json.loads(ok(d, "--json", "wss", "guest1", "seconds=1"))["return"]["curve"]
+        assert curve == [{"within-ms": 1000, "accessed-bytes": 128 * MIB}], curve
+
+
+def test_watch_refuses(binary):
+    with Daemon(binary) as d:
+        attach(d.client(), "guest1")
+        for words, status, said in [
+                (["heatmap"], 2, "'vm' is missing"),
+                (["heatmap", "ghost"], 1, "NotFound"),
+                (["wss", "ghost"], 1, "NotFound"),
+                (["heatmap", "guest1", "columns=0"], 2, "at least 1"),
+                (["heatmap", "guest1", "columns=513"], 2, "at most 512"),
+                (["heatmap", "guest1", "columns=wide"], 2, "is not a number"),
+                (["heatmap", "guest1", "seconds=0"], 2, "at least 1"),
+                (["heatmap", "guest1", "seconds=33", "columns=512"], 1, "at most 16384"),
+                (["heatmap", "guest1", "seconds=1", "window-ms=1001"], 1, "that is 0 windows"),
+                (["wss", "guest1", "seconds=3601"], 1, "1 to 3600"),
+                (["wss", "guest1", "seconds=86400", "window-ms=10"], 1, "1 to 3600"),
+                (["wss", "guest1", "columns=5"], 2, "no argument 'columns'"),
+                (["heatmap", "guest1", "--svg="], 2, "--svg needs a file")]:
+            r = ctl(d, *words)
+            assert r.returncode == status and said in r.stderr and not r.stdout, (words, r)
 
 
 def test_progress_bar_and_ctrl_c(binary):

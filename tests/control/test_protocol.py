@@ -139,6 +139,8 @@ def test_answers_are_as_declared(binary):
             ("vm-prefetch", {"vm": "guest1"}),
             ("vm-trace", {"vm": "guest1", "file": os.path.join(d.folder, "trace"),
                           "seconds": 1}),
+            ("vm-heatmap", {"vm": "guest1", "seconds": 2, "columns": 8}),
+            ("vm-wss", {"vm": "guest1"}),
             ("policy-load", {"name": "mine", "file": "/somewhere/mine.so"}),
             ("query-policies", {}), ("policy-unload", {"name": "mine"}),
             ("policy-set", {"vm": "guest1", "role": "reclaim", "policy": "null",
