@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Redis as a workload of bench/compare: the server in a cell, redis-benchmark beside it.
+"""Servers as workloads of bench/compare: the server in a cell, Debian's load generator beside it.
 
-The server's memory comes from jemalloc, in large anonymous mappings, and it saves nothing, so it
-never forks: what the benchmark's heap library (heap.c) needs. Keys are those that redis-benchmark
-asks for; every value is known, and all are compared at the end.
+Their memory comes from jemalloc, in large anonymous mappings, and they save nothing, so they never
+fork: what the benchmark's heap library (heap.c) needs.
+
+Redis: keys are those that redis-benchmark asks for; every value is known. memcached: memcaslap makes
+up its keys itself, stores them, and goes on asking until it is ended; the values are read once
+before anything is evicted. All are compared at the end.
 """
+import ctypes.util
 import os
 import random
 import re
@@ -12,10 +16,11 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.parse
 
 from machine import Refused, read
 
-SERVERS = {"redis": ("redis-get", "redis-set")}
+SERVERS = {"redis": ("redis-get", "redis-set"), "memcached": ("memcached-get",)}
 VALUE_BYTES = 1000
 # What a key takes with its value: 1024 for the value, the rest for the key and the table.
 KEY_BYTES = 1150
@@ -64,13 +69,50 @@ class Connection:
         self.sock.close()
 
 
-class Redis:
+class Server:
+    """What both have in common: self.server, its process."""
+
+    size = before = 0
+
+    @staticmethod
+    def installed(*programs):
+        for program in programs:
+            if not shutil.which(program):
+                raise Refused("%s is not installed" % program)
+
+    def connect(self, attempt):
+        """attempt() as soon as it does not fail; self.before is what the server takes then."""
+        end = time.monotonic() + START_WAIT
+        while True:
+            try:
+                done = attempt()
+                break
+            except OSError:
+                if self.server.poll() is not None or time.monotonic() > end:
+                    raise Refused("%s does not start" % self.server.args[0]) from None
+                time.sleep(0.05)
+        self.before = self.resident()
+        return done
+
+    def resident(self):
+        """Bytes in its memory, whose file they may be."""
+        status = read("/proc/%d/status" % self.server.pid)
+        return sum(int(re.search(name + r":\s+(\d+) kB", status).group(1)) << 10
+                   for name in ("RssAnon", "RssShmem"))
+
+    def filled(self):
+        self.size = self.resident() - self.before
+
+    def cpu(self):
+        words = read("/proc/%d/stat" % self.server.pid).rsplit(")", 1)[1].split()
+        return int(words[11]) / TICK, int(words[12]) / TICK
+
+
+class Redis(Server):
     """One redis-server with about size bytes of keys."""
 
     def __init__(self, cell, size, folder):
-        for program in ("redis-server", "redis-benchmark"):
-            if not shutil.which(program):
-                raise Refused("%s is not installed" % program)
+        self.installed("redis-server", "redis-benchmark")
         self.path = os.path.join(folder, "redis.sock")
         self.keys = size // KEY_BYTES
         self.overwritten = None
@@ -78,23 +120,7 @@ class Redis:
             ["redis-server", "--port", "0", "--unixsocket", self.path, "--save", "", "--appendonly",
              "no", "--dir", folder, "--logfile", os.path.join(folder, "redis.log")],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        end = time.monotonic() + START_WAIT
-        while True:
-            try:
-                self.connection = Connection(self.path)
-                break
-            except OSError:
-                if self.server.poll() is not None or time.monotonic() > end:
-                    raise Refused("redis-server does not start") from None
-                time.sleep(0.05)
-        self.before = self.resident()
-        self.size = 0
-
-    def resident(self):
-        """Bytes in its memory, whose file they may be."""
-        status = read("/proc/%d/status" % self.server.pid)
-        return sum(int(re.search(name + r":\s+(\d+) kB", status).group(1)) << 10
-                   for name in ("RssAnon", "RssShmem"))
+        self.connection = self.connect(lambda: Connection(self.path))
 
     def batches(self, words_of):
         """Sends a command for every key, some at a time; yields (number, answer)."""
@@ -111,7 +137,7 @@ class Redis:
         self.benchmark("set", 1, keys=1)
         self.connection.send([(b"GET", b"key:%012d" % 0)])
         self.overwritten = self.connection.answer()
-        self.size = self.resident() - self.before
+        self.filled()
 
     def benchmark(self, test, requests, keys=None):
         return subprocess.run(
@@ -133,10 +159,6 @@ class Redis:
                             float(steps[-1][1]) * 1e3)
         return float(rate.group(1)), at
 
-    def cpu(self):
-        words = read("/proc/%d/stat" % self.server.pid).rsplit(")", 1)[1].split()
-        return int(words[11]) / TICK, int(words[12]) / TICK
-
     def stir(self):
         self.benchmark("get", FEW)
 
@@ -156,3 +178,95 @@ class Redis:
         """How many values are neither the first nor what redis-benchmark wrote."""
         return sum(value not in (value_of(n), self.overwritten)
                    for n, value in self.batches(lambda n: (b"GET", b"key:%012d" % n)))
+
+
+class Memcached(Server):
+    """One memcached with about size bytes of values, and memcaslap at work all the time."""
+
+    def __init__(self, cell, size, folder):
+        self.installed("memcached", "memcaslap")
+        jemalloc = ctypes.util.find_library("jemalloc")
+        if not jemalloc:
+            raise Refused("libjemalloc is not installed")
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        # memcaslap takes thousands (of 1024) for each client.
+        self.window = max(size // KEY_BYTES // CLIENTS >> 10, 1)
+        self.setting = os.path.join(folder, "memcaslap.cfg")
+        with open(self.setting, "w", encoding="ascii") as out:
+            out.write("key\n16 16 1\nvalue\n%d %d 1\ncmd\n0 0.0\n1 1.0\n"
+                      % (VALUE_BYTES, VALUE_BYTES))
+        self.server = cell.start(
+            ["memcached", "-u", "root", "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-t",
+             "1", "-m", str(2 * size >> 20)], env={"LD_PRELOAD": jemalloc},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.connect(self.stats)
+        # Outside of the cell, and ended with it. It stores its keys first.
+        self.load = subprocess.Popen(
+            ["memcaslap", "-s", "127.0.0.1:%d" % self.port, "-T", "1", "-c", str(CLIENTS), "-w",
+             "%dk" % self.window, "-F", self.setting, "-t", "1d"], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        cell.processes.append(self.load)
+        self.values = {}
+
+    def ask(self, command, end=b"END\r\n"):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=600) as sock:
+            sock.sendall(command + b"\r\n")
+            text = bytearray()
+            while not text.endswith(end):
+                got = sock.recv(1 << 20)
+                if not got:
+                    raise Refused("memcached says %r" % bytes(text[-100:]))
+                text += got
+        return bytes(text)
+
+    def stats(self):
+        return dict(line.split(" ", 2)[1:]
+                    for line in self.ask(b"stats").decode().splitlines()[:-1])
+
+    def read_all(self, keys):
+        """{key: hash of what is stored}"""
+        found = {}
+        for first in range(0, len(keys), BATCH):
+            text = self.ask(b"get " + b" ".join(keys[first:first + BATCH]))
+            while not text.startswith(b"END"):
+                head, text = text.split(b"\r\n", 1)
+                _, key, _, length = head.split()
+                found[key] = hash(text[:int(length)])
+                text = text[int(length) + 2:]
+        return found
+
+    def fill(self):
+        wanted = CLIENTS * self.window << 10
+        # The listing may miss what is being moved; a few keys less are as good.
+        while int(self.stats()["curr_items"]) < wanted or len(self.values) < wanted * 0.99:
+            if self.load.poll() is not None:
+                raise Refused("memcaslap ended")
+            time.sleep(0.1)
+            if int(self.stats()["curr_items"]) >= wanted:
+                listing = self.ask(b"lru_crawler metadump all")
+                self.values = self.read_all([urllib.parse.unquote_to_bytes(key) for key in
+                                             re.findall(rb"^key=(\S+)", listing, re.M)])
+        self.filled()
+
+    def stir(self):
+        time.sleep(0.7)
+
+    def run(self, _workload, _threads, _write, warm, seconds):
+        time.sleep(warm)
+        before, start = self.stats(), time.monotonic()
+        user, system = self.cpu()
+        time.sleep(seconds)
+        after, took = self.stats(), time.monotonic() - start
+        user_now, system_now = self.cpu()
+        got = int(after["cmd_get"]) - int(before["cmd_get"])
+        return {"accesses": got, "accesses_s": got / took, "wrong": int(after["get_misses"]),
+                "user_s": user_now - user, "sys_s": system_now - system, "cdf": []}
+
+    def wrong(self):
+        """How many values are not what they were when all of them were in place."""
+        now = self.read_all(list(self.values))
+        return sum(now.get(key) != value for key, value in self.values.items())
+
+
+KINDS = {"redis": Redis, "memcached": Memcached}

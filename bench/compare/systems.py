@@ -88,11 +88,14 @@ class Cell:
         if self.kind == "hugetlb":
             self.machine.ask("huge_pages", self.most_bytes // (2 << 20) + 24)
 
-    def preload(self, libraries):
-        """The environment with the heap library and others, in this order."""
+    def preload(self, libraries, env):
+        """The environment with the heap library and others, after what is preloaded already."""
+        env = env or {}
         libraries = [self.build + "/bench/compare/libcompare_heap.so"] + libraries
-        return {"LD_PRELOAD": " ".join(libraries), "EBB_HEAP_KIND": self.kind,
-                "EBB_HEAP_BYTES": str(self.most_bytes)}
+        if "LD_PRELOAD" in env:
+            libraries = [env["LD_PRELOAD"]] + libraries
+        return dict(env, LD_PRELOAD=" ".join(libraries), EBB_HEAP_KIND=self.kind,
+                    EBB_HEAP_BYTES=str(self.most_bytes))
 
     def usage(self):
         """All memory of the cell, that of its pool too."""
@@ -141,8 +144,9 @@ class KernelCell(Cell):
             self.machine.ask("write", ZSWAP + "enabled", "N")
             self.machine.ask("swap_file", swapfile, size)
 
-    def start(self, argv, **options):
-        env = self.preload([]) if self.system == "shared" else None
+    def start(self, argv, env=None, **options):
+        if self.system == "shared":
+            env = self.preload([], env)
         return self.spawn(argv, env=env, **options)
 
     def attached(self, n):
@@ -210,11 +214,11 @@ class EbbCell(Cell):
                 "path": os.path.join(self.folder, "ebb-ssd"),
                 "size": str(self.most_bytes + (64 << 20))})
 
-    def start(self, argv, **options):
+    def start(self, argv, env=None, **options):
         name = "program%d" % self.vms
         self.vms += 1
         self.names.append(name)
-        env = dict(self.preload([self.build + "/libebb-attach.so"]), EBB_NAME=name,
+        env = dict(self.preload([self.build + "/libebb-attach.so"], env), EBB_NAME=name,
                    EBB_SOCKET=self.dir + "/attach.sock", EBB_MIN_SIZE="1M")
         return self.spawn(argv, env=env, **options)
 

@@ -64,20 +64,20 @@ class Runs(Case):
         out = self.dir.name + "/out"
         p = self.start("--systems", "shared,ebb", "--seconds", "0.2", "--threads", "1", "--workloads",
                        "uniform,zipf,hotspot,sequential,strided,phase,pmbench,gups",
-                       "--servers", "redis", "--json",
+                       "--servers", "redis,memcached", "--json",
                        out + ".json", "--html", out + ".html")
         said = p.communicate(timeout=DEADLINE)[0]
         self.assertEqual(p.returncode, 0, said)
         with open(out + ".json", encoding="ascii") as f:
             result = json.load(f)
         self.assertEqual(result["left_out"], {}, said)
-        self.assertEqual(len(result["measured"]), 2 * (8 + 2), said)
+        self.assertEqual(len(result["measured"]), 2 * (8 + 2 + 1), said)
         for m in result["measured"]:
             self.assertGreater(m["accesses"], 0, m["workload"])
             self.assertEqual(m["wrong"], 0)
             if m["system"] == "ebb":
                 self.assertLess(m["resident_bytes"], 20 << 20)
-        for content in ("heap", "redis"):
+        for content in ("heap", "redis", "memcached"):
             faulted = sum(m["counters"]["faults"] for m in result["measured"]
                           if m["system"] == "ebb" and m["content"] == content)
             self.assertGreater(faulted, 0, content + ": nothing was evicted")
