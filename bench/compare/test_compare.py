@@ -16,7 +16,7 @@ sys.path.insert(0, HERE)
 import machine  # noqa: E402
 
 COMPARE = os.path.join(HERE, "compare")
-DEADLINE = 120  # against hanging only
+DEADLINE = 500  # against hanging only
 
 
 def wait_for(condition, what):
