@@ -35,6 +35,17 @@ static int tiers_from_json(const json_t *list, struct vm_settings *s, struct err
 	return 0;
 }
 
+/* The schema has seen to it that they are sizes, and not too many. */
+static unsigned int marks_from_json(const json_t *list, uint64_t *marks)
+{
+	json_t *item;
+	size_t i;
+
+	json_array_foreach(list, i, item)
+		marks[i] = (uint64_t)json_integer_value(item);
+	return (unsigned int)i;
+}
+
 int apply_vm_set(struct engine *eng, const char *vm, const json_t *args, struct error *e)
 {
 	const json_t *value;
@@ -62,6 +73,14 @@ int apply_vm_set(struct engine *eng, const char *vm, const json_t *args, struct 
 		r = tiers_from_json(value, &s, e);
 		if (r)
 			return r;
+	}
+	if ((value = json_object_get(args, "tier-high"))) {
+		s.n_high = marks_from_json(value, s.tier_high);
+		s.set |= VM_SET_HIGH;
+	}
+	if ((value = json_object_get(args, "tier-low"))) {
+		s.n_low = marks_from_json(value, s.tier_low);
+		s.set |= VM_SET_LOW;
 	}
 	return engine_vm_set(eng, vm, &s, e);
 }

@@ -94,6 +94,15 @@ static const struct column tier_columns[] = {
 	      "Guest RAM of a VM stored in one backend"),
 	BYTES("ebb_vm_tier_overhead", vm_tier_info, overhead_bytes,
 	      "What one backend takes for a VM beside the content"),
+	GAUGE("ebb_vm_tier_objects", vm_tier_info, objects, "Units of a VM stored in one backend"),
+	BYTES("ebb_vm_tier_content", vm_tier_info, content_bytes,
+	      "Content of a VM in one backend, as stored"),
+	BYTES("ebb_vm_tier_high", vm_tier_info, high_bytes,
+	      "Content above which some moves to a tier below, 0 when there is no mark"),
+	BYTES("ebb_vm_tier_low", vm_tier_info, low_bytes,
+	      "Content down to which some moves to a tier below"),
+	COLUMN("ebb_vm_tier_moved_bytes", "bytes", METRIC_COUNTER, vm_tier_info, moved_bytes,
+	       "Guest RAM moved from one backend to another"),
 };
 
 static const struct column backend_columns[] = {

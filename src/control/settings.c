@@ -335,6 +335,15 @@ void settings_apply_start(const struct settings *s, struct engine *eng)
 	load_policies(kept, NULL, eng);
 }
 
+/* Marks are those of the tiers that they were given with or for: new tiers are without. */
+static void drop_marks(json_t *settings, const json_t *change)
+{
+	if (json_object_get(change, "tiers"))
+		json_object_del(settings, "tier-high");
+	if (json_object_get(change, "tiers") || json_object_get(change, "tier-high"))
+		json_object_del(settings, "tier-low");
+}
+
 /* What the trees say about a part of a VM, the later over the earlier. Gives an object. */
 static json_t *merged(const struct settings *s, const char *vm, const char *part, bool whole)
 {
@@ -348,21 +357,26 @@ static json_t *merged(const struct settings *s, const char *vm, const char *part
 
 		if (level && whole)
 			json_object_clear(out);
-		if (level)
-			json_object_update(out, level);
+		if (!level)
+			continue;
+		drop_marks(out, level);
+		json_object_update(out, level);
 	}
 	return out;
 }
 
 static void apply_vm_settings(const struct settings *s, struct engine *eng, const char *vm)
 {
+	static const char *const about_tiers[] = {"tiers", "tier-high", "tier-low"};
 	json_t *all = merged(s, vm, "settings", false), *tiers = json_object();
 	struct error e;
 
 	/* By themselves, so that a backend that is gone does not cost the VM its limit. */
-	if (json_object_get(all, "tiers")) {
-		json_object_set(tiers, "tiers", json_object_get(all, "tiers"));
-		json_object_del(all, "tiers");
+	for (size_t i = 0; i < sizeof(about_tiers) / sizeof(about_tiers[0]); i++) {
+		if (!json_object_get(all, about_tiers[i]))
+			continue;
+		json_object_set(tiers, about_tiers[i], json_object_get(all, about_tiers[i]));
+		json_object_del(all, about_tiers[i]);
 	}
 	if (json_object_size(all) && apply_vm_set(eng, vm, all, &e))
 		log_warning("VM %s: its settings could not be applied: %s", vm, e.desc);
@@ -417,15 +431,15 @@ static json_t *without(const json_t *args, const char *name)
 
 int settings_vm_set(struct settings *s, const json_t *args, struct error *e)
 {
-	json_t *change;
+	json_t *change, *kept;
 
 	if (!s)
 		return 0;
 	change = without(args, "vm");
-	json_object_update(
-		under(under(under(s->kept, "vms"), json_string_value(json_object_get(args, "vm"))),
-		      "settings"),
-		change);
+	kept = under(under(under(s->kept, "vms"), json_string_value(json_object_get(args, "vm"))),
+		     "settings");
+	drop_marks(kept, change);
+	json_object_update(kept, change);
 	json_decref(change);
 	return save(s, e);
 }

@@ -36,11 +36,15 @@ static json_t *tiers_to_json(const struct vm_info *vm)
 	for (unsigned int i = 0; i < vm->n_tiers && i < ENGINE_BACKENDS_MAX; i++) {
 		const struct vm_tier_info *t = &vm->tiers[i];
 
-		json_array_append_new(list,
-				      json_pack("{s:s, s:I, s:I, s:I}", "backend", t->backend,
-						"units-bytes", (json_int_t)t->units_bytes,
-						"stored-bytes", (json_int_t)t->stored_bytes,
-						"overhead-bytes", (json_int_t)t->overhead_bytes));
+		json_array_append_new(
+			list,
+			json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "backend",
+				  t->backend, "units-bytes", (json_int_t)t->units_bytes,
+				  "stored-bytes", (json_int_t)t->stored_bytes, "overhead-bytes",
+				  (json_int_t)t->overhead_bytes, "objects", (json_int_t)t->objects,
+				  "content-bytes", (json_int_t)t->content_bytes, "high-bytes",
+				  (json_int_t)t->high_bytes, "low-bytes", (json_int_t)t->low_bytes,
+				  "moved-bytes", (json_int_t)t->moved_bytes));
 	}
 	return list;
 }

@@ -222,6 +222,7 @@ int backends_default_tiers(struct engine *eng, struct vm *vm)
 		return r == -EBUSY || r == -ENOENT ? 0 : r; /* it was removed just now */
 	vm->tiers[0] = t;
 	vm->n_tiers = 1;
+	vm_tiers_changed(vm);
 	return 0;
 }
 
@@ -230,6 +231,7 @@ void backends_note_full(struct engine *eng, unsigned int tier, const char *vm)
 	struct backend_slot *slot = &eng->slots[tier];
 	uint64_t now = clock_ns(), was = atomic_exchange(&slot->full_until_ns, now + FULL_PAUSE_NS);
 
+	demoter_kick(eng);
 	if (now > was + 10 * NS_PER_S)
 		engine_emit(eng, EVENT_BACKEND_FULL, vm, slot->name, 0, "backend %s has no room",
 			    slot->name);
@@ -314,6 +316,40 @@ int backends_add_at(struct engine *eng, unsigned int tier, const char *name, con
 	return 0;
 }
 
+/*
+ * What is evicted to this tier goes to the VM's other tiers, as far as they take it: those below it
+ * first. 0 or -ECANCELED.
+ */
+static int move_away(struct mover *m, struct block *b, unsigned int tier, struct progress *p)
+{
+	unsigned int tiers[ENGINE_BACKENDS_MAX], to[ENGINE_BACKENDS_MAX], n_to = 0, n, at = 0;
+	uint64_t units[MOVE_BATCH], unit = 0;
+
+	n = vm_chain(b->vm, tiers);
+	while (at < n && tiers[at] != tier)
+		at++;
+	for (unsigned int i = at + 1; i < n; i++)
+		to[n_to++] = tiers[i];
+	for (unsigned int i = 0; i < at; i++)
+		to[n_to++] = tiers[i];
+	while (n_to && unit < b->units && demote_allowed(b->vm)) {
+		unsigned int k = 0;
+
+		if (atomic_load(&p->cancel))
+			return -ECANCELED;
+		for (; unit < b->units && k < mover_batch(b); unit++) {
+			uint64_t e = page_table_get(&b->table, unit);
+
+			if (page_entry_state(e) == PE_EVICTED && page_entry_tier(e) == tier)
+				units[k++] = unit;
+		}
+		if (k)
+			k = mover_move(m, b, units, k, tier, to, n_to);
+		atomic_fetch_add(&p->done, k * block_unit_bytes(b));
+	}
+	return 0;
+}
+
 /* Brings back everything of a VM that is in this tier; returns 0 or -errno. */
 static int drain_block(struct loader *ld, struct block *b, unsigned int tier, struct progress *p)
 {
@@ -360,27 +396,29 @@ static int drain_block(struct loader *ld, struct block *b, unsigned int tier, st
 
 static int drain_vm(struct engine *eng, struct vm *vm, unsigned int tier, struct progress *p)
 {
-	struct loader *ld = malloc(sizeof(*ld));
-	int r = ld ? loader_open_brief(eng, ld) : -ENOMEM;
+	struct mover *m;
+	int r = mover_new(eng, &m);
 
-	if (r) {
-		free(ld);
+	if (r)
 		return r;
-	}
 	/* Whoever gives the VM this tier has done so by now, or sees that it is drained. */
 	pthread_mutex_lock(&vm->lock);
 	pthread_mutex_unlock(&vm->lock);
 	pthread_rwlock_rdlock(&vm->structure);
+	/* Another removal's move into this tier is through now, or sees it as well. */
+	pthread_mutex_lock(&vm->move_lock);
+	pthread_mutex_unlock(&vm->move_lock);
 	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks) && !r; i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
 
 		if (b)
-			r = drain_block(ld, b, tier, p);
+			r = move_away(m, b, tier, p);
+		if (b && !r)
+			r = drain_block(mover_loader(m), b, tier, p);
 	}
-	loader_flush_frees(ld);
+	loader_flush_frees(mover_loader(m));
 	pthread_rwlock_unlock(&vm->structure);
-	loader_close(ld);
-	free(ld);
+	mover_free(m);
 	return r;
 }
 
@@ -394,6 +432,9 @@ static void drop_tier(struct vm *vm, unsigned int tier)
 			(vm->n_tiers - i - 1) * sizeof(vm->tiers[0]));
 		vm->n_tiers--;
 	}
+	atomic_store(&vm->tier_high[tier], 0);
+	atomic_store(&vm->tier_low[tier], 0);
+	vm_tiers_changed(vm);
 }
 
 /*

@@ -19,7 +19,7 @@
  *
  * An engine is a set of threads around a list of VMs: fault workers (fault.c), evictors
  * (reclaim.c), a prefetcher (prefetch.c), a zapper
- * (zapper.c), a keeper and a reaper (keeper.c). Callers from outside
+ * (zapper.c), a demoter (demote.c), a keeper and a reaper (keeper.c). Callers from outside
  * (control, attach) use engine.h from threads of their own. Several engines can live in one
  * process; nothing is global.
  *
@@ -217,6 +217,8 @@ static int start_threads(struct engine *eng)
 	if (!r)
 		r = zapper_new(eng, &eng->zapper);
 	if (!r)
+		r = demoter_new(eng, &eng->demoter);
+	if (!r)
 		r = keeper_new(eng, &eng->keeper);
 	return r;
 }
@@ -272,6 +274,7 @@ bool engine_free(struct engine *eng)
 	atomic_store(&eng->stop, true);
 	engine_go_on(eng);
 	keeper_free(eng->keeper);
+	demoter_free(eng->demoter);
 	zapper_free(eng->zapper);
 	prefetcher_free(eng->prefetcher);
 	for (unsigned int i = 0; i < eng->n_evictors; i++)

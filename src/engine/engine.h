@@ -189,6 +189,11 @@ struct vm_tier_info {
 	uint64_t stored_bytes; /* taken in this tier */
 	uint64_t units_bytes;  /* what that was in guest RAM */
 	uint64_t overhead_bytes;
+	uint64_t objects;	/* units stored */
+	uint64_t content_bytes; /* their content as stored: what the marks are compared with */
+	uint64_t high_bytes;	/* above this some moves down; 0: no mark */
+	uint64_t low_bytes;	/* ... until this */
+	uint64_t moved_bytes;	/* guest RAM moved to another tier, ever */
 };
 
 struct vm_info {
@@ -230,6 +235,8 @@ enum vm_setting {
 	VM_SET_WEIGHT = 1 << 2,
 	VM_SET_TIERS = 1 << 3,
 	VM_SET_GRANULARITY = 1 << 4, /* "4K", "2M" or "auto" */
+	VM_SET_HIGH = 1 << 5,	     /* tier_high, of the first n_high tiers; none of the others */
+	VM_SET_LOW = 1 << 6,	     /* tier_low, only with VM_SET_HIGH; default: 7/8 of it */
 };
 struct vm_settings {
 	unsigned int set;
@@ -237,9 +244,14 @@ struct vm_settings {
 	uint32_t weight;		   /* 1 to 10000 */
 	char tiers[ENGINE_BACKENDS_MAX][PLUGIN_NAME_MAX];
 	unsigned int n_tiers;
+	uint64_t tier_high[ENGINE_BACKENDS_MAX], tier_low[ENGINE_BACKENDS_MAX]; /* bytes; 0: none */
+	unsigned int n_high, n_low;
 	char granularity[8];
 };
-/* All or nothing. Lowering a limit returns at once; eviction follows. */
+/*
+ * All or nothing. Lowering a limit returns at once; eviction follows. Naming the tiers takes the
+ * marks away that are not given with them.
+ */
 int engine_vm_set(struct engine *eng, const char *name, const struct vm_settings *s,
 		  struct error *e);
 /* Evicts about `bytes`. Long. *reclaimed is written in any case. -ECANCELED when cancelled. */

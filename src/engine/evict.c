@@ -449,10 +449,7 @@ static void store(struct evict_context *c, struct block *b, unsigned int n)
 	}
 	if (!at->todo)
 		return;
-	pthread_mutex_lock(&vm->lock);
-	at->n_tiers = vm->n_tiers;
-	memcpy(at->tiers, vm->tiers, sizeof(at->tiers));
-	pthread_mutex_unlock(&vm->lock);
+	at->n_tiers = vm_chain(vm, at->tiers);
 	send_on(c);
 }
 
@@ -577,6 +574,7 @@ static uint64_t finish(struct evict_context *c, struct block *b, unsigned int n)
 			FAULT_POINT(evict_done);
 			unit_wake(b, it->unit);
 		}
+		demote_note(b, it->unit);
 		remember_recent(vm, b, it->unit);
 	}
 	return freed;

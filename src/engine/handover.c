@@ -267,17 +267,20 @@ static json_t *export_counters(const struct vm *vm)
 
 static json_t *export_accounts(const struct vm *vm)
 {
-	json_t *tiers = json_array();
+	json_t *tiers = json_array(), *moved = json_array();
 
-	for (unsigned int t = 0; t < PE_TIERS; t++)
+	for (unsigned int t = 0; t < PE_TIERS; t++) {
 		json_array_append_new(tiers, json_integer(atomic_load(&vm->tier_units[t])));
-	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "resident",
-			 (json_int_t)atomic_load(&vm->resident), "evicted",
-			 (json_int_t)atomic_load(&vm->evicted), "zero",
-			 (json_int_t)atomic_load(&vm->zero), "lost",
-			 (json_int_t)atomic_load(&vm->lost), "copies",
-			 (json_int_t)atomic_load(&vm->copies), "evicted-ever",
-			 (json_int_t)atomic_load(&vm->evicted_ever), "tiers", tiers);
+		json_array_append_new(moved,
+				      json_integer((json_int_t)atomic_load(&vm->moved_out[t])));
+	}
+	return json_pack(
+		"{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}", "resident",
+		(json_int_t)atomic_load(&vm->resident), "evicted",
+		(json_int_t)atomic_load(&vm->evicted), "zero", (json_int_t)atomic_load(&vm->zero),
+		"lost", (json_int_t)atomic_load(&vm->lost), "copies",
+		(json_int_t)atomic_load(&vm->copies), "evicted-ever",
+		(json_int_t)atomic_load(&vm->evicted_ever), "tiers", tiers, "moved", moved);
 }
 
 static json_t *export_stores(const struct vm *vm, struct parcel *out)
@@ -337,22 +340,57 @@ static json_t *export_attachment(struct vm *vm, struct attachment *att, struct p
 			 (json_int_t)att->uid, "secondary", att->secondary, "mappings", maps);
 }
 
+/* A space's secret, as numbers. It stays between two processes of the daemon's user. */
+static json_t *export_key(const uint8_t key[SPACE_KEY_BYTES])
+{
+	json_t *list = json_array();
+	uint64_t word;
+
+	for (size_t i = 0; i < SPACE_KEY_BYTES; i += sizeof(word)) {
+		memcpy(&word, key + i, sizeof(word));
+		json_array_append_new(list, integer(word));
+	}
+	return list;
+}
+
+static void import_key(const json_t *list, uint8_t key[SPACE_KEY_BYTES])
+{
+	json_t *item;
+	uint64_t word;
+	size_t i;
+
+	json_array_foreach(list, i, item) {
+		word = (uint64_t)json_integer_value(item);
+		if (i < SPACE_KEY_BYTES / sizeof(word))
+			memcpy(key + i * sizeof(word), &word, sizeof(word));
+	}
+}
+
 static json_t *export_settings(const struct vm *vm)
 {
-	json_t *tiers = json_array(), *spaces = json_array();
+	json_t *tiers = json_array(), *spaces = json_array(), *marks = json_array(), *j;
 
-	for (unsigned int i = 0; i < vm->n_tiers; i++)
-		json_array_append_new(tiers, json_integer(vm->tiers[i]));
+	for (unsigned int i = 0; i < vm->n_tiers; i++) {
+		unsigned int t = vm->tiers[i];
+
+		json_array_append_new(tiers, json_integer(t));
+		json_array_append_new(marks, json_pack("[I, I]",
+						       (json_int_t)atomic_load(&vm->tier_high[t]),
+						       (json_int_t)atomic_load(&vm->tier_low[t])));
+	}
 	for (unsigned int t = 1; t < PE_TIERS; t++)
 		if (atomic_load(&vm->spaces[t]))
-			json_array_append_new(spaces,
-					      json_pack("{s:i, s:I}", "tier", (int)t, "ram-bytes",
-							(json_int_t)vm->space_ram_bytes[t]));
-	return json_pack("{s:I, s:I, s:i, s:s, s:o, s:o}", "limit",
-			 (json_int_t)atomic_load(&vm->limit_bytes), "floor",
-			 (json_int_t)atomic_load(&vm->floor_bytes), "weight",
-			 (int)atomic_load(&vm->weight), "granularity", vm->granularity, "tiers",
-			 tiers, "spaces", spaces);
+			json_array_append_new(
+				spaces, json_pack("{s:i, s:I, s:o}", "tier", (int)t, "ram-bytes",
+						  (json_int_t)vm->space_ram_bytes[t], "key",
+						  export_key(vm->space_key[t])));
+	j = json_pack("{s:I, s:I, s:i, s:s, s:o, s:o}", "limit",
+		      (json_int_t)atomic_load(&vm->limit_bytes), "floor",
+		      (json_int_t)atomic_load(&vm->floor_bytes), "weight",
+		      (int)atomic_load(&vm->weight), "granularity", vm->granularity, "tiers", tiers,
+		      "spaces", spaces);
+	json_object_set_new(j, "tier-marks", marks);
+	return j;
 }
 
 static json_t *export_vm(struct vm *vm, json_t *policies, struct parcel *out)
@@ -596,9 +634,12 @@ static void import_numbers(struct vm *vm, const json_t *j)
 	atomic_store(&vm->lost, (int64_t)number(a, "lost"));
 	atomic_store(&vm->copies, (int64_t)number(a, "copies"));
 	atomic_store(&vm->evicted_ever, number(a, "evicted-ever"));
-	for (unsigned int t = 0; t < PE_TIERS; t++)
+	for (unsigned int t = 0; t < PE_TIERS; t++) {
 		atomic_store(&vm->tier_units[t],
 			     json_integer_value(json_array_get(json_object_get(a, "tiers"), t)));
+		atomic_store(&vm->moved_out[t], (uint64_t)json_integer_value(json_array_get(
+							json_object_get(a, "moved"), t)));
+	}
 #define COUNTER(name, json_name, help) \
 	atomic_store(&vm->counter[COUNTER_##name], number(c, json_name));
 #include "engine/counters.def"
@@ -608,6 +649,7 @@ static void import_numbers(struct vm *vm, const json_t *j)
 
 static int import_settings(struct vm *vm, const json_t *j, struct error *e)
 {
+	const json_t *marks;
 	json_t *item;
 	size_t i;
 
@@ -623,6 +665,7 @@ static int import_settings(struct vm *vm, const json_t *j, struct error *e)
 		if (!t || t >= PE_TIERS)
 			return bad(e, vm->name, "a tier is damaged");
 		vm->space_ram_bytes[t] = number(item, "ram-bytes");
+		import_key(list(item, "key"), vm->space_key[t]);
 		r = backends_space(vm, (unsigned int)t);
 		if (r)
 			return error_set(e, -r, ERROR_GENERIC,
@@ -635,7 +678,13 @@ static int import_settings(struct vm *vm, const json_t *j, struct error *e)
 		if (t < 1 || t >= PE_TIERS || i >= ENGINE_BACKENDS_MAX)
 			return bad(e, vm->name, "its tiers are damaged");
 		vm->tiers[vm->n_tiers++] = (unsigned int)t;
+		marks = json_array_get(list(j, "tier-marks"), i);
+		atomic_store(&vm->tier_high[t],
+			     (uint64_t)json_integer_value(json_array_get(marks, 0)));
+		atomic_store(&vm->tier_low[t],
+			     (uint64_t)json_integer_value(json_array_get(marks, 1)));
 	}
+	vm_tiers_changed(vm);
 	return 0;
 }
 

@@ -61,6 +61,7 @@ struct policy_slot {
 
 struct record_block;
 struct record_mapping;
+struct demoter;
 struct evictor;
 struct fault_worker;
 struct keeper;
@@ -100,6 +101,7 @@ struct engine {
 	struct keeper *keeper;
 	struct prefetcher *prefetcher;
 	struct zapper *zapper;
+	struct demoter *demoter;
 	void *zeroes; /* UNIT_MAX_BYTES of them, read-only */
 	struct log_limit *limits;
 };
@@ -304,6 +306,39 @@ uint64_t reclaim_bound(uint64_t limit);
 bool reclaim_helpless(const struct vm *vm);
 /* Wakes faults that were parked, when there is room again. */
 void reclaim_unpark(struct vm *vm);
+
+/* ---- move.c: from one tier to another, in any thread ---- */
+struct mover;
+int mover_new(struct engine *eng, struct mover **out);
+void mover_free(struct mover *m);
+/* Channels follow the backends, handles go back. The owner's thread. */
+void mover_refresh(struct mover *m);
+struct loader *mover_loader(struct mover *m);
+/* Units (numbers in the block) at once; of 2 MiB each: one. */
+#define MOVE_BATCH 64u
+unsigned int mover_batch(const struct block *b);
+/*
+ * Moves units that are evicted to tier `from` into the first of `to` that takes each. What cannot
+ * be moved (it was wanted, no tier took it) stays as it is. Returns how many were moved.
+ */
+unsigned int mover_move(struct mover *m, struct block *b, const uint64_t *units, unsigned int n,
+			unsigned int from, const unsigned int *to, unsigned int n_to);
+
+/* ---- demote.c ---- */
+int demoter_new(struct engine *eng, struct demoter **out);
+void demoter_free(struct demoter *d);
+/* Something was stored, or a tier is full: is there anything to move down? Any thread; cheap. */
+void demoter_kick(struct engine *eng);
+/*
+ * Whether something of the VM may be stored in another tier now. From outside the engine's threads:
+ * to be asked after vm_chain(), whose tiers may be used then.
+ */
+bool demote_allowed(const struct vm *vm);
+/* The unit is evicted from now on. */
+void demote_note(struct block *b, uint64_t unit);
+/* From where a tier is thought full when it says how much room it has, and until when. */
+uint64_t demote_high(uint64_t capacity_bytes);
+uint64_t demote_low(uint64_t high_bytes);
 
 /* ---- huge_reserve.c ---- */
 /* Takes reservations up to what the VM's headroom asks for; as far as the pool has pages. */

@@ -225,8 +225,12 @@ static bool keep_copy(struct vm *vm, unsigned int tier, bool write)
 	struct backend *b;
 	uint64_t bound;
 
-	/* What a drain has brought back must not stay behind in what is going away. */
-	if (write || tier == PE_TIER_FILL || atomic_load(&vm->eng->slots[tier].draining))
+	/*
+	 * What a drain has brought back must not stay behind in what is going away. And what comes
+	 * back from a lower tier is wanted again: it starts in the first one when it is evicted.
+	 */
+	if (write || tier == PE_TIER_FILL || atomic_load(&vm->eng->slots[tier].draining) ||
+	    tier != atomic_load(&vm->top_tier))
 		return false;
 	b = atomic_load(&vm->eng->slots[tier].backend);
 	if (!b)

@@ -31,6 +31,11 @@ static void fill_tiers(struct vm *vm, struct vm_info *out)
 		ti->stored_bytes = u.footprint_bytes;
 		ti->overhead_bytes = u.overhead_bytes;
 		ti->units_bytes = bytes_of(&vm->tier_units[t]);
+		ti->objects = u.objects;
+		ti->content_bytes = u.stored_bytes;
+		ti->high_bytes = atomic_load(&vm->tier_high[t]);
+		ti->low_bytes = atomic_load(&vm->tier_low[t]);
+		ti->moved_bytes = atomic_load(&vm->moved_out[t]);
 		out->stored_bytes += u.footprint_bytes;
 		out->store_overhead_bytes += u.overhead_bytes;
 		out->n_tiers++;
@@ -50,6 +55,7 @@ static void fill_blocks(struct vm *vm, struct vm_info *out)
 		out->ram_bytes += b->bytes;
 		out->pinned_bytes += block_pinned_bytes(b);
 		out->table_bytes += page_table_footprint(&b->table);
+		out->policy_bytes += atomic_load(&b->ages) ? b->units : 0;
 		small |= b->kind == BLOCK_SHMEM;
 		thp |= b->kind == BLOCK_THP;
 		huge |= b->kind == BLOCK_HUGETLB;
@@ -184,6 +190,12 @@ static int find_tiers(struct engine *eng, const struct vm_settings *s, unsigned 
 	return 0;
 }
 
+/* The low mark of the i-th tier. */
+static uint64_t low_mark(const struct vm_settings *s, unsigned int i)
+{
+	return i < s->n_low && s->tier_low[i] ? s->tier_low[i] : demote_low(s->tier_high[i]);
+}
+
 static int check_settings(const struct vm *vm, const struct vm_settings *s, struct error *e)
 {
 	uint64_t limit = s->set & VM_SET_LIMIT ? s->limit_bytes : atomic_load(&vm->limit_bytes);
@@ -202,6 +214,29 @@ static int check_settings(const struct vm *vm, const struct vm_settings *s, stru
 		return error_set(e, EINVAL, ERROR_ARGUMENT, "a granularity is 4K, 2M or auto");
 	if ((s->set & VM_SET_TIERS) && !s->n_tiers)
 		return error_set(e, EINVAL, ERROR_ARGUMENT, "a VM needs at least one tier");
+	if ((s->set & VM_SET_LOW) && (!(s->set & VM_SET_HIGH) || s->n_low > s->n_high))
+		return error_set(e, EINVAL, ERROR_ARGUMENT,
+				 "a low mark needs the high mark of its tier");
+	for (unsigned int i = 0; i < s->n_high; i++)
+		if (low_mark(s, i) && low_mark(s, i) >= s->tier_high[i])
+			return error_set(e, EINVAL, ERROR_ARGUMENT,
+					 "the low mark of tier %u is not below its high mark", i);
+	return 0;
+}
+
+/* Under vm.lock. */
+static int set_marks(struct vm *vm, const struct vm_settings *s, struct error *e)
+{
+	if (s->n_high > vm->n_tiers)
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "%u marks for %u tiers", s->n_high,
+				 vm->n_tiers);
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		atomic_store(&vm->tier_high[t], 0);
+	for (unsigned int i = 0; i < s->n_high; i++) {
+		/* In this order: a low mark that goes with no high one is never looked at. */
+		atomic_store(&vm->tier_low[vm->tiers[i]], low_mark(s, i));
+		atomic_store(&vm->tier_high[vm->tiers[i]], s->tier_high[i]);
+	}
 	return 0;
 }
 
@@ -228,6 +263,7 @@ static int set_tiers(struct vm *vm, const struct vm_settings *s, const unsigned 
 	if (!r) {
 		memcpy(vm->tiers, slots, s->n_tiers * sizeof(*slots));
 		vm->n_tiers = s->n_tiers;
+		vm_tiers_changed(vm);
 		if (vm->keep)
 			vm_record_write(vm);
 	}
@@ -250,8 +286,17 @@ int engine_vm_set(struct engine *eng, const char *name, const struct vm_settings
 		pthread_mutex_lock(&eng->lock);
 		r = find_tiers(eng, s, slots, e);
 		pthread_mutex_unlock(&eng->lock);
+		if (!r && s->n_high > s->n_tiers)
+			r = error_set(e, EINVAL, ERROR_ARGUMENT, "%u marks for %u tiers", s->n_high,
+				      s->n_tiers);
 		if (!r)
 			r = set_tiers(vm, s, slots, e);
+	}
+	if (!r && (s->set & (VM_SET_TIERS | VM_SET_HIGH))) {
+		pthread_mutex_lock(&vm->lock);
+		r = set_marks(vm, s, e);
+		pthread_mutex_unlock(&vm->lock);
+		demoter_kick(eng);
 	}
 	if (!r) {
 		if (s->set & VM_SET_FLOOR)

@@ -294,6 +294,8 @@ bool reclaim_round(struct evict_context *c, struct vm *vm)
 		if (atomic_load(&vm->reclaim_left) > 0)
 			atomic_fetch_sub(&vm->reclaim_left, (int64_t)freed);
 		atomic_store(&vm->reclaim_dry, 0);
+		if (atomic_load(&vm->chained))
+			demoter_kick(vm->eng);
 	} else {
 		atomic_fetch_add(&vm->reclaim_dry, 1);
 	}

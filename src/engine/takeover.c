@@ -116,7 +116,7 @@ static uint64_t repair(struct block *b, uint64_t unit, uint64_t e, bool away)
 		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
 		return page_entry_in(e & ~PE_COPY, PE_EVICTED);
 	case PE_EVICTED:
-		return e & ~PE_COPY;
+		return e & ~(PE_COPY | PE_MOVING);
 	case PE_CLEARING:
 		if (away)
 			return page_entry_in(e & ~PE_COPY, PE_EVICTED);
@@ -333,6 +333,7 @@ static int map_tiers(struct takeover *t, struct error *e)
 		if (old && old < PE_TIERS && t->tier[old])
 			t->vm->tiers[t->vm->n_tiers++] = t->tier[old];
 	}
+	vm_tiers_changed(t->vm);
 	return r;
 }
 

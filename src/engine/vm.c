@@ -75,6 +75,7 @@ struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t 
 	}
 	pthread_mutex_init(&vm->lock, NULL);
 	pthread_rwlock_init(&vm->structure, NULL);
+	pthread_mutex_init(&vm->move_lock, NULL);
 	pthread_mutex_init(&vm->policy_lock, NULL);
 	pthread_mutex_init(&vm->op_lock, NULL);
 	pthread_mutex_init(&vm->recent.lock, NULL);
@@ -96,6 +97,7 @@ void block_free(struct block *b)
 	if (b->memfd >= 0)
 		close(b->memfd);
 	pthread_mutex_destroy(&b->pin_lock);
+	free((void *)atomic_load(&b->ages));
 	free(b->split);
 	free(b);
 }
@@ -130,6 +132,7 @@ void vm_put(struct vm *vm)
 	vm_drop_stores(vm);
 	pthread_mutex_destroy(&vm->lock);
 	pthread_rwlock_destroy(&vm->structure);
+	pthread_mutex_destroy(&vm->move_lock);
 	pthread_mutex_destroy(&vm->policy_lock);
 	pthread_mutex_destroy(&vm->op_lock);
 	pthread_mutex_destroy(&vm->recent.lock);
@@ -139,6 +142,23 @@ void vm_put(struct vm *vm)
 	json_decref(vm->prefetch.options);
 	free(vm->recent.units);
 	free(vm);
+}
+
+void vm_tiers_changed(struct vm *vm)
+{
+	atomic_store(&vm->top_tier, vm->n_tiers ? vm->tiers[0] : 0);
+	atomic_store(&vm->chained, vm->n_tiers > 1);
+}
+
+unsigned int vm_chain(struct vm *vm, unsigned int tiers[ENGINE_BACKENDS_MAX])
+{
+	unsigned int n;
+
+	pthread_mutex_lock(&vm->lock);
+	n = vm->n_tiers;
+	memcpy(tiers, vm->tiers, n * sizeof(*tiers));
+	pthread_mutex_unlock(&vm->lock);
+	return n;
 }
 
 void vm_resize_recent(struct vm *vm)

@@ -28,9 +28,10 @@
  * waits until every engine thread has passed a point where it holds none, then they are freed. A
  * VM itself is reference counted on top of that, because jobs and control hold it longer.
  *
- * Lock order: engine.lock, vm.structure, vm.op_lock, vm.lock, vm.policy_lock, block.pin_lock. None
- * is held across a long operation except vm.policy_lock across policy hooks; none but pin_lock (a
- * few comparisons) is ever taken on the fault path.
+ * Lock order: engine.lock, vm.structure, vm.move_lock, vm.op_lock, vm.lock, vm.policy_lock,
+ * block.pin_lock. None is held across a long operation except vm.policy_lock across policy hooks
+ * and vm.move_lock across the I/O of one batch; none but pin_lock (a few comparisons) is ever taken
+ * on the fault path.
  */
 
 #define BLOCK_MAPPINGS_MAX 32
@@ -99,6 +100,8 @@ struct block {
 	char table_name[64];					/* of its surviving memory */
 	_Atomic(struct mapping *) mappings[BLOCK_MAPPINGS_MAX]; /* [0]: the primary's */
 	_Atomic unsigned int n_mappings;			/* slots used, some may be NULL */
+	/* When each unit was evicted, in the VM's epochs: see demote.c. NULL until it matters. */
+	_Atomic(_Atomic uint8_t *) ages;
 	pthread_mutex_t pin_lock;
 	struct pin pins[BLOCK_PINS_MAX];
 	_Atomic unsigned int n_pins;
@@ -215,6 +218,12 @@ struct vm {
 	char granularity[8];
 	unsigned int tiers[ENGINE_BACKENDS_MAX]; /* backend slots, in order; under lock */
 	unsigned int n_tiers;
+	/* For who does not take the lock: the first of them, or 0, and whether there are more. */
+	_Atomic unsigned int top_tier;
+	_Atomic bool chained;
+	/* By backend slot: bytes stored there above which some move down, and until when; 0: none.
+	 */
+	_Atomic uint64_t tier_high[PE_TIERS], tier_low[PE_TIERS];
 	_Atomic(struct backend_space *) spaces[PE_TIERS];
 	uint64_t space_ram_bytes[PE_TIERS]; /* what each was opened with */
 	void *space_ctx[PE_TIERS];	    /* what the backend knows the space by; ours */
@@ -225,7 +234,8 @@ struct vm {
 	/* Accounting, bytes. */
 	_Atomic int64_t resident, evicted, zero, lost, copies;
 	_Atomic int64_t tier_units[PE_TIERS];
-	_Atomic uint64_t evicted_ever; /* bytes */
+	_Atomic uint64_t moved_out[PE_TIERS]; /* out of each, to another; of guest RAM */
+	_Atomic uint64_t evicted_ever;	      /* bytes */
 	_Atomic uint64_t counter[COUNTERS];
 	struct hist fault_latency;
 	struct recent_ring recent;
@@ -246,6 +256,14 @@ struct vm {
 	unsigned int n_peers;
 	/* Why nothing may be evicted, as bits; 0: go on. */
 	_Atomic uint32_t suspended;
+
+	/* Demotion, see demote.c. */
+	pthread_mutex_t move_lock; /* one batch of moves between tiers at a time */
+	_Atomic uint8_t epoch;	   /* the age of what is evicted now */
+	struct {
+		uint64_t evicted_ever, not_before_ns;
+		unsigned int epochs; /* since ages were bounded */
+	} demotion;		     /* the demoter's own */
 
 	pthread_mutex_t policy_lock; /* serialises policy hooks */
 	struct vm_policy reclaim, prefetch;
@@ -328,6 +346,10 @@ struct mapping *attachment_find(struct attachment *att, uint64_t addr, uint64_t 
 
 /* Closes the memfd and frees; NULL is fine. */
 void block_free(struct block *b);
+/* The order of its tiers was changed. Under vm.lock, or before anybody knows the VM. */
+void vm_tiers_changed(struct vm *vm);
+/* The backend slots that it stores in, in order; returns how many. */
+unsigned int vm_chain(struct vm *vm, unsigned int tiers[ENGINE_BACKENDS_MAX]);
 /* The refault ring follows the VM's size. */
 void vm_resize_recent(struct vm *vm);
 

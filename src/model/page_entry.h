@@ -65,11 +65,18 @@ enum page_state {
 	PE_STATES
 };
 
-#define PE_STATE_MASK	UINT64_C(0xf)
-#define PE_WANTED	(UINT64_C(1) << 4) /* owned states: a fault waits, wake when leaving */
-#define PE_COPY		(UINT64_C(1) << 5) /* resident, with tier and handle of a stored copy */
-#define PE_PREFETCHED	(UINT64_C(1) << 6) /* brought back ahead, not asked for since */
-#define PE_PLAIN	(UINT64_C(1) << 7) /* did not compress the last time */
+#define PE_STATE_MASK UINT64_C(0xf)
+#define PE_WANTED     (UINT64_C(1) << 4) /* owned states: a fault waits, wake when leaving */
+#define PE_COPY	      (UINT64_C(1) << 5) /* resident, with tier and handle of a stored copy */
+#define PE_PREFETCHED (UINT64_C(1) << 6) /* brought back ahead, not asked for since */
+#define PE_PLAIN      (UINT64_C(1) << 7) /* did not compress the last time */
+/*
+ * EVICTED: a copy of what the handle names is being made in another tier; whoever makes it changes
+ * the entry only while this is still set. A fault takes the unit all the same: what comes back and
+ * is evicted again does not have it, so a copy that was made meanwhile is not taken for the new
+ * content. The bit of PE_COPY, which means nothing in this state. A repair takes it off.
+ */
+#define PE_MOVING	PE_COPY
 #define PE_TIER_SHIFT	8
 #define PE_TIER_MASK	(UINT64_C(0xf) << PE_TIER_SHIFT)
 #define PE_HANDLE_SHIFT 12

@@ -417,12 +417,9 @@ static uint64_t orphan_bytes(struct campaign *c)
 	uint64_t named = 0, stored;
 
 	for (int i = 0; i < c->n_guests; i++) {
-		const char *p;
-
 		daemon_ask(&c->d, "{\"execute\":\"query-vm\",\"arguments\":{\"vm\":\"%s\"}}",
 			   c->g[i].name);
-		p = strstr(c->d.answer, "\"backend\":\"compressed\"");
-		named += p ? strtoull(strstr(p, "\"units-bytes\":") + 14, NULL, 10) : 0;
+		named += sum_of(c->d.answer, "\"units-bytes\":");
 	}
 	daemon_ask(&c->d, "{\"execute\":\"query-backends\"}");
 	stored = sum_of(c->d.answer, "\"logical-bytes\":");
@@ -456,13 +453,14 @@ static struct footprint measure(struct campaign *c)
 	while ((f.orphan_bytes = orphan_bytes(c)) && clock_ns() < end)
 		usleep(100000);
 	for (int i = 0; i < c->n_guests; i++)
-		while (native_kept(c->g[i].vmm) > 3 && clock_ns() < end)
+		while (native_kept(c->g[i].vmm) > 4 && clock_ns() < end)
 			usleep(10000);
 	usleep(500000);
 	f.daemon_fds = daemon_fds(&c->d);
 	f.own_fds = own_fds();
 	for (int i = 0; i < c->n_guests; i++) {
-		static const char *const names[] = {"vm", "table:0", "space:compressed:store"};
+		static const char *const names[] = {"vm", "table:0", "space:compressed:store",
+						    "space:below:store"};
 
 		f.kept += native_kept(c->g[i].vmm);
 		for (size_t k = 0; k < sizeof(names) / sizeof(names[0]); k++) {
@@ -495,6 +493,9 @@ static void begin(struct campaign *c, struct footprint *empty)
 		{"shmem", NATIVE_SHMEM}, {"thp", NATIVE_THP}, {"huge", NATIVE_HUGETLB}};
 
 	daemon_start(&c->d, NULL);
+	/* What is cold in the compressed tier moves on to this one. */
+	daemon_ask(&c->d, "{\"execute\":\"backend-add\",\"arguments\":{\"name\":\"below\","
+			  "\"driver\":\"compressed\",\"options\":{\"codec\":\"plain\"}}}");
 	empty->daemon_fds = daemon_fds(&c->d);
 	for (int i = 0; i < c->n_guests; i++) {
 		struct guest *g = &c->g[i];
@@ -510,6 +511,10 @@ static void begin(struct campaign *c, struct footprint *empty)
 		if (native_open(c->d.attach, &g->vmm) ||
 		    native_attach(g->vmm, g->name, &g->main.ram, 1, NATIVE_SERVE_ZAP | NATIVE_KEEP))
 			errx(1, "attach %s: %s", g->name, g->vmm ? native_error(g->vmm) : "");
+		if (!command(c, g, "vm-set",
+			     ",\"tiers\":[\"compressed\",\"below\"],\"tier-high\":[65536]") ||
+		    !strstr(c->d.answer, "\"return\""))
+			errx(1, "vm-set %s: %.300s", g->name, c->d.answer);
 		pthread_create(&g->thread, NULL, worker_main, g);
 	}
 	/* Each has evicted once, so that all there will be is there. */

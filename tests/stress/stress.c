@@ -74,11 +74,11 @@ static void *worker_main(void *arg)
 struct player {
 	struct daemon *d;
 	struct native *vmm;
-	uint64_t seed, ram_bytes, evictions;
+	uint64_t seed, ram_bytes, evictions, demotions;
 	enum native_kind kind;
 	bool plugged, second_tier;
 	unsigned int did[9], kills, upgrades;
-	bool kill, upgrade;
+	bool kill, upgrade, tiers;
 };
 
 static void expect_return(struct player *o, const char *what)
@@ -226,6 +226,20 @@ static void do_backend(struct player *o)
 	o->second_tier = !o->second_tier;
 }
 
+/* Marks come and go: much moves down, or little, or nothing. */
+static void do_marks(struct player *o)
+{
+	uint64_t high = o->ram_bytes / 4 >> rng(&o->seed) % 8;
+
+	if (rng(&o->seed) % 8 == 0)
+		high = 0;
+	daemon_ask(o->d,
+		   "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\","
+		   "\"tier-high\":[%llu]}}",
+		   (unsigned long long)high);
+	expect_return(o, "vm-set tier-high");
+}
+
 /*
  * The daemon dies at any instant, in the middle of whatever it is doing for the VM, and another
  * takes over. Nobody is in a call to it: those would only tell that it is gone.
@@ -241,6 +255,7 @@ static void do_kill(struct player *o)
 		ram[n++] = areas[2].ram;
 	/* Counters begin anew with the next daemon. */
 	o->evictions += daemon_vm_number(o->d, "stress", "evictions");
+	o->demotions += daemon_vm_number(o->d, "stress", "demotions");
 	daemon_replace(o->d);
 	o->kills++;
 	if (native_resume(o->vmm, o->d->attach, "stress", ram, n, NATIVE_SERVE_ZAP | NATIVE_KEEP))
@@ -261,13 +276,15 @@ static void operate(struct player *o, double seconds)
 		unsigned int k = (unsigned int)(rng(&o->seed) % 9);
 
 		/* What this backend holds does not outlive the daemon. */
-		if (k == 8 && (o->kill || o->upgrade))
+		if (k == 8 && (o->kill || o->upgrade || o->tiers))
 			continue;
 		/* Unplugging a block under a small limit takes its time. */
 		if (k == 6 && rng(&o->seed) % 4)
 			continue;
 		deeds[k](o);
 		o->did[k]++;
+		if (o->tiers && rng(&o->seed) % 2)
+			do_marks(o);
 		if (o->kill && rng(&o->seed) % 3 == 0)
 			do_kill(o);
 		if (o->upgrade && rng(&o->seed) % 3 == 0) {
@@ -285,8 +302,11 @@ static void check_all(const char *when)
 			area_check(&areas[k], 0, areas[k].pages, when);
 }
 
-/* Stores the VM in a backend of this driver with these options (name=value,...). */
-static void use_backend(struct daemon *d, const char *driver, char *options)
+/*
+ * Stores the VM in a backend of this driver with these options (name=value,...): as its first tier,
+ * or below the compressed one.
+ */
+static void use_backend(struct daemon *d, const char *driver, char *options, bool below)
 {
 	char json[512] = "";
 	size_t n = 0;
@@ -309,15 +329,33 @@ static void use_backend(struct daemon *d, const char *driver, char *options)
 		driver, json);
 	if (!strstr(d->answer, "\"return\""))
 		errx(1, "backend-add: %.300s", d->answer);
-	daemon_ask(d,
-		   "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\",\"tiers\":[\"slow\","
-		   "\"compressed\"]}}");
+	daemon_ask(d, "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\",\"tiers\":[%s]}}",
+		   below ? "\"compressed\",\"slow\"" : "\"slow\",\"compressed\"");
 	if (!strstr(d->answer, "\"return\""))
 		errx(1, "vm-set: %.300s", d->answer);
 }
 
+/* However few deeds there will be time for: some is evicted, and some of that has moved down. */
+static void begin_tiers(struct player *o)
+{
+	uint64_t end = clock_ns() + 120 * NS_PER_S;
+
+	daemon_ask(o->d,
+		   "{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\",\"limit\":%llu,"
+		   "\"tier-high\":[%llu]}}",
+		   (unsigned long long)(o->ram_bytes / 2), (unsigned long long)(o->ram_bytes / 32));
+	expect_return(o, "vm-set tier-high");
+	while (!daemon_vm_number(o->d, "stress", "demotions")) {
+		if (clock_ns() > end)
+			errx(1, "nothing moves down: %.3000s", o->d->answer);
+		do_reclaim(o);
+		usleep(20000);
+	}
+}
+
 static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed,
-		const char *driver, char *backend, bool with_kills, bool with_upgrades)
+		const char *driver, char *backend, bool with_kills, bool with_upgrades,
+		bool with_tiers)
 {
 	struct daemon d;
 	struct native_ram ram[2];
@@ -326,7 +364,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 			   .ram_bytes = bytes,
 			   .kind = kind,
 			   .kill = with_kills,
-			   .upgrade = with_upgrades};
+			   .upgrade = with_upgrades,
+			   .tiers = with_tiers};
 	unsigned int fds;
 	uint64_t checks = 0, writes = 0;
 
@@ -346,9 +385,11 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	     native_region_add(o.vmm, &areas[0].twin)))
 		errx(1, "a second mapping: %s", native_error(o.vmm));
 	if (backend)
-		use_backend(&d, driver, backend);
+		use_backend(&d, driver, backend, with_tiers);
 	area_fill(&areas[0], &o.seed);
 	area_fill(&areas[1], &o.seed);
+	if (with_tiers)
+		begin_tiers(&o);
 	for (int i = 0; i < WORKERS; i++) {
 		workers[i] = (struct worker){.seed = seed + 77 + (uint64_t)i, .hot = i ? 0.9 : 0.0};
 		pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]);
@@ -374,6 +415,10 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	       (unsigned long long)daemon_vm_number(&d, "stress", "faults-parked"),
 	       (unsigned long long)daemon_vm_number(&d, "stress", "limit-excess"),
 	       (unsigned long long)daemon_vm_number(&d, "stress", "pages-lost"));
+	if (with_tiers)
+		printf("demotions %llu\n",
+		       (unsigned long long)(o.demotions +
+					    daemon_vm_number(&d, "stress", "demotions")));
 	printf("limits %u reclaims %u prefetches %u policies %u discards %u punches %u plugs %u "
 	       "pins %u backends %u kills %u upgrades %u\n",
 	       o.did[0], o.did[1], o.did[2], o.did[3], o.did[4], o.did[5], o.did[6], o.did[7],
@@ -405,14 +450,14 @@ int main(int argc, char **argv)
 {
 	enum native_kind kind = NATIVE_SHMEM;
 	double seconds = 10;
-	bool with_kills = false, with_upgrades = false;
+	bool with_kills = false, with_upgrades = false, with_tiers = false;
 	size_t mib = 128;
 	uint64_t seed = 1;
 	const char *driver = "inject";
 	char *backend = NULL;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "k:s:m:r:b:D:KU")) != -1) {
+	while ((opt = getopt(argc, argv, "k:s:m:r:b:D:KTU")) != -1) {
 		if (opt == 'k' && strcmp(optarg, "thp") == 0)
 			kind = NATIVE_THP;
 		else if (opt == 'k' && strcmp(optarg, "hugetlb") == 0)
@@ -429,12 +474,15 @@ int main(int argc, char **argv)
 			driver = optarg;
 		else if (opt == 'K')
 			with_kills = true;
+		else if (opt == 'T')
+			with_tiers = true;
 		else if (opt == 'U')
 			with_upgrades = true;
 		else if (opt != 'k')
 			errx(2,
 			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed] "
-			     "[-b option=value,... of a backend] [-D its driver] [-K]");
+			     "[-b option=value,... of a backend] [-D its driver] [-K kills] "
+			     "[-U upgrades] [-T: that backend is below the compressed one]");
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (seed == 0)
@@ -443,6 +491,8 @@ int main(int argc, char **argv)
 	/* With what is plugged in, and some for the headroom. */
 	if (kind == NATIVE_HUGETLB)
 		kt_set_free_huge_pages((unsigned int)(mib / 2 + mib / 8 + 16));
-	run(kind, mib << 20, seconds, seed, driver, backend, with_kills, with_upgrades);
+	if (with_tiers && !backend)
+		errx(2, "-T needs -b");
+	run(kind, mib << 20, seconds, seed, driver, backend, with_kills, with_upgrades, with_tiers);
 	return 0;
 }
