@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* fault.c: the threads that serve page faults. */
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -673,6 +674,25 @@ static void watch_channels(struct fault_worker *w)
 	}
 }
 
+/*
+ * Somebody waits for this worker to pass, which it may when its loads are done: it waits for these
+ * only. Whatever else is ready would be so again at once, and a worker that looks at it for as long
+ * as a load takes, ahead of all others, keeps the CPU from who brings the load.
+ */
+static void await_loads(struct fault_worker *w)
+{
+	struct pollfd pfd[PE_TIERS];
+	unsigned int n = 0;
+
+	for (unsigned int t = 1; t < PE_TIERS; t++) {
+		struct backend_channel *c = loader_channel(&w->loader, t);
+
+		if (c && backend_event_fd(c) >= 0)
+			pfd[n++] = (struct pollfd){.fd = backend_event_fd(c), .events = POLLIN};
+	}
+	poll(pfd, n, 1);
+}
+
 static void *fault_main(void *arg)
 {
 	struct fault_worker *w = arg;
@@ -684,17 +704,21 @@ static void *fault_main(void *arg)
 		CPU_ZERO(&w->given);
 	while (!atomic_load(&w->t.eng->stop)) {
 		/* Small identifiers are tiers, 0 the wake-up, everything else an attachment. */
-		int n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
-		bool pass = n <= 0;
-		/* Loads that follow on each other would put it off for ever: let them run out. */
-		bool hold = w->asked && w->in_flight;
+		int n = 0;
+		bool pass;
 
+		/* Loads that follow on each other would put it off for ever: let them run out. */
+		if (w->asked && w->in_flight)
+			await_loads(w);
+		else
+			n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
+		pass = n <= 0;
 		for (int i = 0; i < n; i++) {
 			if (ev[i].data.u64 == 0)
 				pass = w->asked = true;
 			else if (ev[i].data.u64 < PE_TIERS)
 				poll_tier(w, (unsigned int)ev[i].data.u64);
-			else if (!hold)
+			else
 				serve(w, (struct attachment *)ev[i].data.ptr);
 		}
 		if (w->in_flight)

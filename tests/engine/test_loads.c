@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "engine/rig.h"
 
+#include <dirent.h>
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -367,6 +368,74 @@ static void remove_cancelled(struct rig *r)
 	rig_end(r);
 }
 
+/* CPU time of the fault workers, in ticks. */
+static uint64_t worker_ticks(const struct rig *r)
+{
+	char path[64], text[512];
+	uint64_t sum = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)r->d.pid);
+	dir = opendir(path);
+	CHECK(dir);
+	for (struct dirent *ent; (ent = readdir(dir));) {
+		char stat[128], *p;
+		ssize_t n = 0;
+		int fd;
+
+		snprintf(stat, sizeof(stat), "%s/%.20s/stat", path, ent->d_name);
+		fd = open(stat, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		n = read(fd, text, sizeof(text) - 1);
+		close(fd);
+		text[n > 0 ? n : 0] = 0;
+		p = strstr(text, "(ebb-fault) ");
+		if (!p)
+			continue;
+		p += strlen("(ebb-fault) ");
+		/* Fields 14 and 15; p is at the third. */
+		for (int i = 3; i < 14 && p; i++)
+			p = strchr(p, ' ') ? strchr(p, ' ') + 1 : NULL;
+		if (p) {
+			sum += strtoull(p, &p, 10);
+			sum += strtoull(p, NULL, 10);
+		}
+	}
+	closedir(dir);
+	return sum;
+}
+
+/*
+ * Somebody waits for the workers to pass while a load takes its time: they sleep until it is there,
+ * also when there are faults that they do not serve meanwhile.
+ */
+static void idle(struct rig *r)
+{
+	struct kt_access a, b;
+	uint64_t before;
+
+	rig_start(r, "", "delay-us = 4000000");
+	rig_attach(r, MIB, NATIVE_SHMEM);
+	rig_evict_all(r);
+	kt_access_start(&a, rig_unit(r, 50));
+	usleep(300000);
+	before = worker_ticks(r);
+	CHECK(!fd_send(r->events,
+		       "{\"execute\":\"backend-add\",\"arguments\":{\"name\":\"more\","
+		       "\"driver\":\"example\"}}\n",
+		       76, NULL, 0));
+	usleep(300000);
+	kt_access_start(&b, rig_unit(r, 60));
+	rig_access_end(&a);
+	/* Of four seconds one at most, by however many. */
+	CHECK(worker_ticks(r) - before < (uint64_t)sysconf(_SC_CLK_TCK));
+	rig_access_end(&b);
+	CHECK(rig_is(r, 50, 1) && rig_is(r, 60, 1));
+	/* Bringing all back would take as long again. */
+	daemon_kill(&r->d);
+}
+
 static void no_store(struct rig *r, const char *inject)
 {
 	rig_start(r, "", inject);
@@ -527,6 +596,7 @@ int main(int argc, char **argv)
 		{"starved", starved},
 		{"announced", announced},
 		{"remove_cancelled", remove_cancelled},
+		{"idle", idle},
 		{"lost", lost},
 		{"lost_detach", lost_detach},
 		{"store_error", store_error},
