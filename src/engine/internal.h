@@ -355,7 +355,7 @@ int tracker_present(struct block *b, uint64_t unit, uint64_t count, uint64_t *bi
 /* Makes the accesses of these units (4096 at most) forgotten, for a recording. Under policy_lock.
  */
 void tracker_forget_chunk(struct block *b, uint64_t unit, uint64_t count);
-/* Takes one access window for a VM whose policy wants it. */
+/* Ends what access windows are due, for a VM whose policy wants them. Often; by the keeper. */
 void tracker_window(struct vm *vm);
 /*
  * Drops the page-table entries of these units in every process, by its own client if it can. Under

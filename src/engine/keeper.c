@@ -186,8 +186,6 @@ static void maintain(struct vm *vm)
 
 static void rounds(struct keeper *k, struct vm *vm)
 {
-	uint64_t window_ticks = k->eng->config.window_ms / TICK_MS;
-
 	if (atomic_load(&vm->dead))
 		return;
 	if (!atomic_load(&vm->orphaned))
@@ -203,8 +201,7 @@ static void rounds(struct keeper *k, struct vm *vm)
 		tick_policies(vm);
 		check_pins(vm);
 	}
-	if (!window_ticks || k->ticks % window_ticks == 0)
-		tracker_window(vm);
+	tracker_window(vm);
 	if (k->ticks % FOREIGN_TICKS == 0)
 		keeper_check_foreign(vm);
 }

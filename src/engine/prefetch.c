@@ -165,8 +165,20 @@ static void unmap_brought(struct brought *got)
 	got->n = 0;
 }
 
+/*
+ * Where accesses to what is cached but not mapped come to us (MINOR), the first use of a unit that
+ * was unmapped costs a fault as dear as the one that was to be avoided. What is restored in bulk
+ * stays mapped there: it counts as used when somebody looks. What is read ahead of faults is
+ * unmapped all the same, since its policy would learn of no mistake.
+ */
+static bool stays_mapped(const struct block *b, bool bulk)
+{
+	return bulk && atomic_load(&b->minor);
+}
+
 /* False when there is no room for more. */
-static bool fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range, struct brought *got)
+static bool fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range, bool bulk,
+		  struct brought *got)
 {
 	uint64_t unit;
 
@@ -184,7 +196,8 @@ static bool fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range, s
 		got->block = at;
 		if (loader_bring_back(&p->loader, at, unit, true) == 0) {
 			vm_count(vm, COUNTER_prefetched);
-			got->unit[got->n++] = unit;
+			if (!stays_mapped(at, bulk))
+				got->unit[got->n++] = unit;
 		}
 	}
 	return true;
@@ -216,7 +229,7 @@ static bool fetch_bulk(struct prefetcher *p, struct vm *vm)
 
 	while (units < BULK_SLICE && bulk_pop(&vm->bulk, &range)) {
 		units += range.count;
-		if (!fetch(p, vm, range, &got)) {
+		if (!fetch(p, vm, range, true, &got)) {
 			bulk_drop(&vm->bulk);
 			unmap_brought(&got);
 			return false;
@@ -237,7 +250,7 @@ static bool work_on(struct prefetcher *p, struct vm *vm)
 	struct ebb_range range;
 
 	while (goes_on(vm) && ring_pop(&vm->prefetch_ring, &range))
-		fetch(p, vm, range, &got);
+		fetch(p, vm, range, false, &got);
 	unmap_brought(&got);
 	while (goes_on(vm) && ring_pop(&vm->collapse_ring, &range))
 		collapse(vm, range.first);

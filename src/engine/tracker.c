@@ -28,6 +28,11 @@
 #define ZAPS	     128u
 #define ZAP_PAUSE_NS (10 * NS_PER_S)
 #define ZAPPER_UNITS 64u /* fewer are dropped faster than a client is asked */
+/* CPU time that windows may take, of one CPU, and how much of it may be saved up. */
+#define WINDOW_PERMILLE	 8
+#define WINDOW_CREDIT_NS ((int64_t)(20 * NS_PER_MS))
+#define WINDOW_DEBT_NS	 ((int64_t)(200 * NS_PER_MS))
+#define MINOR_FAULT_NS	 15000u /* about what one takes of a worker's CPU */
 
 static void set_bit(uint64_t *bitmap, uint64_t i)
 {
@@ -465,35 +470,30 @@ void tracker_host_init(struct vm *vm, struct vm_policy *p)
 static int window_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at, void *arg)
 {
 	struct vm *vm = b->vm;
-	struct policy_instance *p = atomic_load(&vm->reclaim.instance);
-	uint64_t watched[CHUNK / 64], accessed[CHUNK / 64];
+	const uint64_t *window_ns = arg;
+	uint64_t watched[CHUNK / 64], accessed[CHUNK / 64], run = 0;
 	struct zap_batch z = {.n = 0};
+	struct ebb_access_window w = {.size = sizeof(w),
+				      .first = b->first_unit + unit,
+				      .count = count,
+				      .watched = watched,
+				      .accessed = accessed,
+				      .window_ns = *window_ns};
 
 	(void)at;
-	(void)arg;
-	for (uint64_t u = unit; u < unit + count; u += CHUNK) {
-		uint64_t n = unit + count - u < CHUNK ? unit + count - u : CHUNK, run = 0;
-		struct ebb_access_window w = {.size = sizeof(w),
-					      .first = b->first_unit + u,
-					      .count = n,
-					      .watched = watched,
-					      .accessed = accessed,
-					      .window_ns = vm->eng->config.window_ms * NS_PER_MS};
-
-		host_resident(vm, w.first, n, watched);
-		if (host_accessed(vm, w.first, n, accessed))
-			return -ENOTSUP;
-		policy_on_access(p, &w);
-		/* What was touched is cleared for the next window, a run at a time. */
-		for (uint64_t i = 0; i <= n; i++) {
-			if (i < n && get_bit(accessed, i) && get_bit(watched, i)) {
-				run++;
-				continue;
-			}
-			if (run)
-				zap_part(b, u + i - run, run, 0, &z);
-			run = 0;
+	host_resident(vm, w.first, count, watched);
+	if (host_accessed(vm, w.first, count, accessed))
+		return -ENOTSUP;
+	policy_on_access(atomic_load(&vm->reclaim.instance), &w);
+	/* What was touched is cleared for the next window, a run at a time. */
+	for (uint64_t i = 0; i <= count; i++) {
+		if (i < count && get_bit(accessed, i) && get_bit(watched, i)) {
+			run++;
+			continue;
 		}
+		if (run)
+			zap_part(b, unit + i - run, run, 0, &z);
+		run = 0;
 	}
 	flush_zaps(&z);
 	return 0;
@@ -518,17 +518,82 @@ void tracker_forget_chunk(struct block *b, uint64_t unit, uint64_t count)
 	flush_zaps(&z);
 }
 
+static bool pace_room(struct window_pace *p, uint64_t chunks)
+{
+	uint64_t *longer;
+
+	if (chunks <= p->chunks)
+		return true;
+	longer = realloc(p->passed_ns, chunks * sizeof(*longer));
+	if (!longer)
+		return false;
+	memset(longer + p->chunks, 0, (chunks - p->chunks) * sizeof(*longer));
+	p->passed_ns = longer;
+	p->chunks = chunks;
+	return true;
+}
+
+/*
+ * What time has allowed since the last call, so much of it at most. Where what was cleared comes
+ * back through a fault that we serve, the windows pay for that too.
+ */
+static void pace_earn(struct vm *vm, struct window_pace *p, uint64_t now)
+{
+	uint64_t minor = atomic_load(&vm->counter[COUNTER_minor_faults]);
+
+	p->credit_ns -= (int64_t)((minor - p->minor_faults) * MINOR_FAULT_NS);
+	p->minor_faults = minor;
+	if (p->credit_ns < -WINDOW_DEBT_NS)
+		p->credit_ns = -WINDOW_DEBT_NS;
+	p->credit_ns += (int64_t)((now - p->earned_ns) / 1000 * WINDOW_PERMILLE);
+	if (!p->earned_ns || p->credit_ns > WINDOW_CREDIT_NS)
+		p->credit_ns = WINDOW_CREDIT_NS;
+	p->earned_ns = now;
+}
+
+/* Ends the window of the chunk at the hand; false when that is not due, or nobody wants it. */
+static bool window_chunk(struct vm *vm, struct window_pace *p)
+{
+	struct policy_instance *i = atomic_load(&vm->reclaim.instance);
+	uint64_t window_ns = vm->eng->config.window_ms * NS_PER_MS, units = atomic_load(&vm->units);
+	uint64_t first, passed, now = clock_ns(), cpu = cpu_ns();
+
+	if (!i || !policy_wants_windows(i) || !pace_room(p, (units + CHUNK - 1) / CHUNK))
+		return false;
+	if (p->hand * CHUNK >= units)
+		p->hand = 0;
+	first = p->hand * CHUNK;
+	passed = p->passed_ns[p->hand];
+	if (first >= units || (passed && now - passed < window_ns))
+		return false;
+	if (passed)
+		window_ns = now - passed;
+	for_each_part(vm, first, units - first < CHUNK ? units - first : CHUNK, window_part,
+		      &window_ns);
+	p->passed_ns[p->hand++] = now;
+	if (p->hand * CHUNK >= units)
+		vm_count(vm, COUNTER_scans);
+	cpu = cpu_ns() - cpu;
+	p->credit_ns -= (int64_t)cpu;
+	vm_add(vm, COUNTER_scan_cpu_ns, cpu);
+	return true;
+}
+
+/*
+ * A hand goes round the VM's memory, a chunk at a time: one whose last window ended long enough ago
+ * has its next one ended, as long as there is CPU time for it. So what the windows take is bounded
+ * whatever the VM's size and however much of it is in use; where that does not suffice, windows get
+ * longer, and the policy is told how long they were.
+ */
 void tracker_window(struct vm *vm)
 {
-	struct policy_instance *p;
-	uint64_t start = cpu_ns();
+	struct window_pace *p = &vm->windows;
+	bool more = vm_has_tracker(vm);
 
-	pthread_mutex_lock(&vm->policy_lock);
-	p = atomic_load(&vm->reclaim.instance);
-	if (vm_has_tracker(vm) && p && policy_wants_windows(p)) {
-		for_each_part(vm, 0, atomic_load(&vm->units), window_part, NULL);
-		vm_count(vm, COUNTER_scans);
-		vm_add(vm, COUNTER_scan_cpu_ns, cpu_ns() - start);
+	pace_earn(vm, p, clock_ns());
+	while (more && p->credit_ns > 0) {
+		pthread_mutex_lock(&vm->policy_lock);
+		more = window_chunk(vm, p);
+		pthread_mutex_unlock(&vm->policy_lock);
 	}
-	pthread_mutex_unlock(&vm->policy_lock);
 }

@@ -138,6 +138,7 @@ void vm_put(struct vm *vm)
 	pthread_mutex_destroy(&vm->recent.lock);
 	pthread_mutex_destroy(&vm->bulk.lock);
 	free(vm->bulk.slots);
+	free(vm->windows.passed_ns);
 	json_decref(vm->reclaim.options);
 	json_decref(vm->prefetch.options);
 	free(vm->recent.units);

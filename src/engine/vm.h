@@ -187,6 +187,15 @@ struct ram_file {
 	unsigned int regions;
 };
 
+/* Access windows of a VM, chunk by chunk: see tracker_window(). The keeper's. */
+struct window_pace {
+	uint64_t *passed_ns; /* by chunk: when its last window ended; 0: never */
+	uint64_t chunks, hand;
+	uint64_t earned_ns; /* when credit was last given */
+	int64_t credit_ns;
+	uint64_t minor_faults; /* as counted then */
+};
+
 struct vm {
 	struct engine *eng;
 	struct vm *next;
@@ -266,6 +275,7 @@ struct vm {
 	} demotion;		     /* the demoter's own */
 
 	pthread_mutex_t policy_lock; /* serialises policy hooks */
+	struct window_pace windows;
 	struct vm_policy reclaim, prefetch;
 	_Atomic bool reclaim_wants_faults;
 	struct prefetch_ring prefetch_ring, collapse_ring, zap_ring;

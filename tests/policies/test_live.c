@@ -133,6 +133,18 @@ static void age_unasked(struct rig *r)
 	rig_end(r);
 }
 
+/* The same by access windows: a hand goes round in them, here over a VM of several chunks. */
+static void clock_unasked(struct rig *r)
+{
+	rig_start(r, "access-window-ms = 250", NULL);
+	rig_attach(r, RAM, NATIVE_SHMEM);
+	give(r, "reclaim", "clock", "\"proactive\":\"on\",\"idle-age\":\"1\"");
+	until_half_is_gone(r);
+	CHECK(stat_of(r, "reclaim", "idle-picks") >= r->units / 2);
+	CHECK(rig_number(r, "scans") > 0);
+	rig_end(r);
+}
+
 static void pressure_unasked(struct rig *r)
 {
 	rig_start(r, "", NULL);
@@ -218,6 +230,8 @@ static void correlation(struct rig *r)
 /* A raised limit brings memory back without anybody asking for it. */
 static void replay(struct rig *r)
 {
+	uint64_t fetched, minor;
+
 	rig_start(r, "", NULL);
 	rig_attach(r, RAM, NATIVE_SHMEM);
 	give(r, "prefetch", "replay", "");
@@ -229,6 +243,16 @@ static void replay(struct rig *r)
 	CHECK(rig_number(r, "faults") == 0);
 	CHECK(stat_of(r, "prefetch", "restores") == 1);
 	rig_check_all(r);
+	/* What was restored is mapped where its first use would come to us all the same. */
+	give(r, "reclaim", "null", "");
+	rig_limit(r, LIMIT);
+	rig_evict_all(r);
+	fetched = rig_number(r, "prefetched");
+	rig_limit(r, RAM + 4 * MIB);
+	rig_until(r, "prefetched", fetched + (RAM - LIMIT) / KT_PAGE / 10 * 9);
+	minor = rig_number(r, "minor-faults");
+	rig_check_all(r);
+	CHECK(rig_number(r, "minor-faults") - minor < r->units / 8);
 	rig_end(r);
 }
 
@@ -351,6 +375,7 @@ int main(int argc, char **argv)
 		{"temperature", temperature},
 		{"age", age},
 		{"age_unasked", age_unasked},
+		{"clock_unasked", clock_unasked},
 		{"pressure", pressure},
 		{"pressure_unasked", pressure_unasked},
 		{"put_aside", put_aside},
