@@ -91,7 +91,8 @@ def test_crash_loop_ends(binary):
         with attached(d) as g:
             evicted(d, 16 * MIB)
             r = ctl(d, "policy-set", "guest1", "role=reclaim", "policy=crash", "in=tick")
-            assert r.returncode == 0, r
+            # The tick may come before the answer.
+            assert r.returncode == 0 or "closed the connection" in r.stderr, r
             d.wait()
             crashing_start(d)
             d.start()
