@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* campaign.c: the daemon is killed, again and again, at every fault point and at any time. */
+/* campaign.c: daemons are killed, again and again, at every fault point and at any time. */
 #include <dirent.h>
 #include <err.h>
 #include <errno.h>
@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,11 +27,15 @@
 /*
  * Theory of operation
  *
- * The test process is the VMM of three VMs, one of each kind of memory, whose pages are tagged. A
- * thread each checks and rewrites them at random, through death and takeover. The main thread is
- * the operator and the VMs' other threads: limits, reclaim, prefetch, discards, RAM plugged and
- * unplugged; what the death of the daemon cut off it does again with the next. It never touches
- * RAM that is attached, nor waits for who does: it is the one who starts the next daemon.
+ * Several lanes run side by side, each a process with a daemon of its own; a kill takes mostly
+ * waiting, so together they are as many times faster. They share how many kills there have been,
+ * and which points were armed and hit.
+ *
+ * A lane is the VMM of three VMs, one of each kind of memory, whose pages are tagged. A thread each
+ * checks and rewrites them at random, through death and takeover. The main thread is the operator
+ * and the VMs' other threads: limits, reclaim, prefetch, discards, RAM plugged and unplugged; what
+ * the death of the daemon cut off it does again with the next. It never touches RAM that is
+ * attached, nor waits for who does: it is the one who starts the next daemon.
  *
  * A life of the daemon: it is started with one fault point armed, all VMs resume, deeds follow on
  * each other until it dies; one that did not come to its point is killed at a random instant. All
@@ -38,14 +44,17 @@
  *
  * Nothing may be wrong (a tag ends the test), nobody may wait for ever (each worker must have gone
  * on after each takeover), and nothing may be left behind: with everything brought back,
- * descriptors, kept memory and stored objects are compared with what they were before the first
- * kill, and after the end huge pages.
+ * descriptors, kept memory and stored objects are compared with what they were before the lane's
+ * first kill, and after the end of all huge pages.
  */
 
-#define GUESTS_MAX 3
-#define HANG_S	   120
-#define LIFE_NS	   (NS_PER_S * 2 / 5) /* of deeds, then the daemon is killed */
-#define PLUG_FIRST (1u << 30)
+#define GUESTS_MAX  3
+#define SHMEM_THP   "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+#define LANES_MAX   8
+#define HANG_S	    120
+#define LIFE_NS	    (NS_PER_S * 2 / 5) /* of deeds, then the daemon is killed */
+#define PLUG_FIRST  (1u << 30)
+#define EXTRA_LIVES (4 * FAULT_POINTS) /* for points that were not reached */
 
 /* What a dead daemon did not do is done again. */
 enum pending { NOTHING, DISCARD, PLUG, UNPLUG };
@@ -64,13 +73,20 @@ struct guest {
 	_Atomic uint64_t checks;
 };
 
+/* In memory that all lanes share. */
+struct tally {
+	_Atomic unsigned int kills, begun, extra, at_points, in_takeover;
+	_Atomic unsigned int hits[FAULT_POINTS], armed[FAULT_POINTS];
+};
+
 struct campaign {
 	struct daemon d;
 	struct guest g[GUESTS_MAX];
 	int n_guests;
 	uint64_t seed, ram_bytes;
-	unsigned int kills, at_points, in_takeover;
-	unsigned int hits[FAULT_POINTS], armed[FAULT_POINTS];
+	unsigned int target; /* kills of all lanes */
+	bool all_points;     /* each must be hit */
+	struct tally *t;
 };
 
 static const char *const point_names[FAULT_POINTS] = {
@@ -107,7 +123,7 @@ static void *worker_main(void *arg)
 		}
 		area_give(a, page);
 		/* The daemon needs the processors, too. */
-		if (r >> 58 == 0)
+		if (r >> 60 == 0)
 			usleep(200);
 	}
 	return NULL;
@@ -131,7 +147,7 @@ static void expect_progress(struct campaign *c, const char *when)
 		while (atomic_load(&c->g[i].checks) < from + 2 && !has_died(c)) {
 			if (clock_ns() > end)
 				errx(1, "VM %s is stuck %s (kill %u)", c->g[i].name, when,
-				     c->kills);
+				     atomic_load(&c->t->kills));
 			usleep(500);
 		}
 	}
@@ -337,35 +353,42 @@ static int next_point(const struct campaign *c, bool missing)
 	int best = -1;
 
 	for (int p = 0; p < FAULT_POINTS; p++)
-		if (!(missing && c->hits[p]) && (best < 0 || c->armed[p] < c->armed[best]))
+		if (!(missing && atomic_load(&c->t->hits[p])) &&
+		    (best < 0 || atomic_load(&c->t->armed[p]) < atomic_load(&c->t->armed[best])))
 			best = p;
 	return best;
+}
+
+/* Arms a point for the next life; gives how long that may be. */
+static uint64_t arm(struct campaign *c, int point, char *text, size_t bytes)
+{
+	unsigned int hits = atomic_load(&c->t->hits[point]);
+	unsigned int armed = atomic_fetch_add(&c->t->armed[point], 1);
+	/* At first the first pass, later any of the first that are reached. */
+	unsigned int most = hits ? 1u << (hits < 6 ? hits : 6) : 1;
+
+	/* It may not come that often. */
+	if (armed % 3 == 2)
+		most = 1;
+	snprintf(text, bytes, "%s:%llu", point_names[point],
+		 (unsigned long long)(1 + rng(&c->seed) % most));
+	setenv("EBB_FAULT_POINT", text, 1);
+	/* What does not come for so long may need more time, on a busy machine say. */
+	return hits || armed < 4 ? LIFE_NS : LIFE_NS * (armed < 16 ? armed / 4 + 1 : 5);
 }
 
 /* One life and its end. point < 0: at a random instant. */
 static void life_and_death(struct campaign *c, int point)
 {
-	uint64_t ns = LIFE_NS;
+	uint64_t ns = rng(&c->seed) % (LIFE_NS / 4);
 	char text[96];
 	bool resumed;
 	int status;
 
-	if (point >= 0) {
-		/* At first the first pass, later any of the first that are reached. */
-		unsigned int most =
-			c->hits[point] ? 1u << (c->hits[point] < 6 ? c->hits[point] : 6) : 1;
-
-		/* It may not come that often. */
-		if (c->armed[point] % 3 == 2)
-			most = 1;
-		snprintf(text, sizeof(text), "%s:%llu", point_names[point],
-			 (unsigned long long)(1 + rng(&c->seed) % most));
-		setenv("EBB_FAULT_POINT", text, 1);
-		c->armed[point]++;
-	} else {
+	if (point >= 0)
+		ns = arm(c, point, text, sizeof(text));
+	else
 		unsetenv("EBB_FAULT_POINT");
-		ns = rng(&c->seed) % (LIFE_NS / 4);
-	}
 	daemon_next(&c->d);
 	if (live(c, ns, &resumed)) {
 		usleep((useconds_t)(rng(&c->seed) % 5000));
@@ -374,14 +397,28 @@ static void life_and_death(struct campaign *c, int point)
 	}
 	status = daemon_reap(&c->d);
 	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-		errx(1, "the daemon ended with status 0x%x (kill %u, point %s)", status, c->kills,
-		     point >= 0 ? text : "none");
-	c->kills++;
-	c->in_takeover += !resumed;
+		errx(1, "the daemon ended with status 0x%x (kill %u, point %s)", status,
+		     atomic_load(&c->t->kills), point >= 0 ? text : "none");
+	if (!resumed)
+		atomic_fetch_add(&c->t->in_takeover, 1);
 	if (point >= 0) {
-		c->hits[point]++;
-		c->at_points++;
+		atomic_fetch_add(&c->t->hits[point], 1);
+		atomic_fetch_add(&c->t->at_points, 1);
 	}
+	if (atomic_fetch_add(&c->t->kills, 1) % 50 == 49)
+		printf("%u kills\n", atomic_load(&c->t->kills));
+}
+
+/* A third at random instants, the rest at points in turn, and then at those not reached. */
+static void kill_on(struct campaign *c)
+{
+	unsigned int n;
+
+	while ((n = atomic_fetch_add(&c->t->begun, 1)) < c->target)
+		life_and_death(c, n % 3 ? next_point(c, false) : -1);
+	while (c->all_points && next_point(c, true) >= 0 &&
+	       atomic_fetch_add(&c->t->extra, 1) < EXTRA_LIVES)
+		life_and_death(c, next_point(c, true));
 }
 
 /* ---- what may be left behind ---- */
@@ -559,20 +596,25 @@ static void unplug_all(struct campaign *c)
 	}
 }
 
-static int report(const struct campaign *c, unsigned int kills, bool all_points)
+static int report(const struct campaign *c)
 {
+	const struct tally *t = c->t;
+	unsigned int kills = atomic_load(&t->kills), at_points = atomic_load(&t->at_points);
 	int bad = 0;
 
-	printf("kills %u: at %u fault points %u, in a takeover %u, at random %u\n", c->kills,
-	       FAULT_POINTS, c->at_points, c->in_takeover, c->kills - c->at_points);
+	printf("kills %u: at %u fault points %u, in a takeover %u, at random %u\n", kills,
+	       FAULT_POINTS, at_points, atomic_load(&t->in_takeover), kills - at_points);
 	for (int p = 0; p < FAULT_POINTS; p++) {
-		printf("  %-20s armed %u hit %u\n", point_names[p], c->armed[p], c->hits[p]);
-		if (!c->hits[p] && all_points) {
+		unsigned int hits = atomic_load(&t->hits[p]);
+
+		printf("  %-20s armed %u hit %u\n", point_names[p], atomic_load(&t->armed[p]),
+		       hits);
+		if (!hits && c->all_points) {
 			printf("  NEVER REACHED: %s\n", point_names[p]);
 			bad = 1;
 		}
 	}
-	if (c->kills < kills)
+	if (kills < c->target)
 		bad = 1;
 	return bad;
 }
@@ -594,18 +636,84 @@ static void compare(const struct footprint *before, const struct footprint *afte
 		errx(1, "kept memory was left behind");
 }
 
+/* One lane, from the first daemon to the last. */
+static void run_lane(struct campaign *c)
+{
+	struct footprint empty, before, after;
+
+	begin(c, &empty);
+	expect_progress(c, "at the start");
+	before = measure(c);
+	atomic_fetch_add(&c->t->kills, 1);
+	atomic_fetch_add(&c->t->begun, 1);
+	kill(c->d.pid, SIGKILL);
+	daemon_reap(&c->d);
+	kill_on(c);
+	unsetenv("EBB_FAULT_POINT");
+	daemon_next(&c->d);
+	for (int i = 0; i < c->n_guests; i++)
+		if (!resume(c, &c->g[i]))
+			errx(1, "the last daemon does not take over: %s",
+			     native_error(c->g[i].vmm));
+	expect_progress(c, "after the last kill");
+	unplug_all(c);
+	atomic_store(&stop, true);
+	for (int i = 0; i < c->n_guests; i++)
+		pthread_join(c->g[i].thread, NULL);
+	after = measure(c);
+	compare(&before, &after);
+	end(c, &empty);
+}
+
+static pid_t start_lane(struct campaign *c, unsigned int number)
+{
+	pid_t pid = fork();
+
+	if (pid < 0)
+		err(1, "fork");
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	c->seed += number * UINT64_C(1000003);
+	run_lane(c);
+	exit(0);
+}
+
+/* Waits for all; when one has failed the others are ended, with their daemons. */
+static int join_lanes(pid_t *lane, unsigned int n)
+{
+	int bad = 0;
+
+	for (unsigned int left = n; left; left--) {
+		int status;
+		pid_t pid = wait(&status);
+
+		for (unsigned int i = 0; i < n; i++) {
+			if (lane[i] == pid)
+				lane[i] = 0;
+			else if (status && lane[i])
+				kill(lane[i], SIGKILL);
+		}
+		if (status && !bad)
+			printf("a lane ended with wait status 0x%x\n", (unsigned int)status);
+		bad |= status != 0;
+	}
+	return bad;
+}
+
 int main(int argc, char **argv)
 {
-	static struct campaign c = {.seed = 1, .n_guests = GUESTS_MAX};
-	struct footprint empty, before, after;
-	unsigned int kills = 300, extra;
-	size_t mib = 16;
-	bool all_points;
+	static struct campaign c = {.seed = 1, .n_guests = GUESTS_MAX, .target = 300};
+	unsigned int lanes = 3;
+	pid_t lane[LANES_MAX];
+	size_t mib = 8;
 	int opt, bad;
 
-	while ((opt = getopt(argc, argv, "n:m:r:v:")) != -1) {
+	while ((opt = getopt(argc, argv, "n:j:m:r:v:")) != -1) {
 		if (opt == 'n')
-			kills = (unsigned int)strtoul(optarg, NULL, 10);
+			c.target = (unsigned int)strtoul(optarg, NULL, 10);
+		else if (opt == 'j')
+			lanes = (unsigned int)strtoul(optarg, NULL, 10);
 		else if (opt == 'm')
 			mib = strtoul(optarg, NULL, 10);
 		else if (opt == 'v')
@@ -613,48 +721,30 @@ int main(int argc, char **argv)
 		else if (opt == 'r')
 			c.seed = strtoull(optarg, NULL, 10);
 		else
-			errx(2, "usage: campaign [-n kills] [-m MiB of each VM] [-r seed, 0: any] "
-				"[-v VMs: 1 shmem, 2 with transparent huge pages, 3 and hugetlb]");
+			errx(2, "usage: campaign [-n kills] [-j lanes side by side] [-m MiB of "
+				"each VM] [-r seed, 0: any] [-v VMs: 1 shmem, 2 with transparent "
+				"huge pages, 3 and hugetlb]");
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (!c.seed)
 		c.seed = clock_ns();
 	printf("seed %llu\n", (unsigned long long)c.seed);
-	if (c.n_guests < 1 || c.n_guests > GUESTS_MAX)
-		errx(2, "there are 1 to %d VMs", GUESTS_MAX);
+	if (c.n_guests < 1 || c.n_guests > GUESTS_MAX || lanes < 1 || lanes > LANES_MAX)
+		errx(2, "there are 1 to %d VMs and 1 to %d lanes", GUESTS_MAX, LANES_MAX);
 	c.ram_bytes = mib << 20;
-	if (c.n_guests == GUESTS_MAX)
-		kt_set_free_huge_pages((unsigned int)(mib * 5 / 8 + 8));
-	begin(&c, &empty);
-	expect_progress(&c, "at the start");
-	before = measure(&c);
-	kill(c.d.pid, SIGKILL);
-	daemon_reap(&c.d);
-	c.kills++;
 	/* A short run by hand does not come to all points. */
-	all_points = kills >= 3 * FAULT_POINTS;
-	extra = all_points ? 4 * FAULT_POINTS : 0;
-	/* A third at random instants, the rest at points in turn, and then at those not reached. */
-	while (c.kills < kills || (next_point(&c, true) >= 0 && extra-- > 0)) {
-		life_and_death(&c, c.kills >= kills   ? next_point(&c, true)
-				   : c.kills % 3 == 0 ? -1
-						      : next_point(&c, false));
-		if (c.kills % 50 == 0)
-			printf("%u kills\n", c.kills);
-	}
-	unsetenv("EBB_FAULT_POINT");
-	daemon_next(&c.d);
-	for (int i = 0; i < c.n_guests; i++)
-		if (!resume(&c, &c.g[i]))
-			errx(1, "the last daemon does not take over: %s", native_error(c.g[i].vmm));
-	expect_progress(&c, "after the last kill");
-	unplug_all(&c);
-	atomic_store(&stop, true);
-	for (int i = 0; i < c.n_guests; i++)
-		pthread_join(c.g[i].thread, NULL);
-	after = measure(&c);
-	bad = report(&c, kills, all_points);
-	compare(&before, &after);
-	end(&c, &empty);
-	return bad;
+	c.all_points = c.target >= 3 * FAULT_POINTS;
+	c.t = mmap(NULL, sizeof(*c.t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (c.t == MAP_FAILED)
+		err(1, "mmap");
+	/* Else the VM with huge pages is one with small ones, and their points are never reached.
+	 */
+	if (c.n_guests >= 2 && !kt_set(SHMEM_THP, "advise"))
+		errx(1, SHMEM_THP " cannot be set");
+	if (c.n_guests == GUESTS_MAX)
+		kt_set_free_huge_pages(lanes * (unsigned int)(mib * 5 / 8 + 8));
+	for (unsigned int i = 0; i < lanes; i++)
+		lane[i] = start_lane(&c, i);
+	bad = join_lanes(lane, lanes);
+	return report(&c) || bad;
 }
