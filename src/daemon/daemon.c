@@ -20,6 +20,7 @@
 #include "control/events.h"
 #include "control/metrics_http.h"
 #include "control/settings.h"
+#include "daemon/fd_store.h"
 #include "daemon/internal.h"
 #include "daemon/listen.h"
 #include "daemon/lock.h"
@@ -172,6 +173,7 @@ int daemon_make_engine(struct daemon *d, bool held, struct error *e)
 		.host_budget_bytes = c->host_budget,
 		.crashes = d->crashes,
 		.start_held = held,
+		.fd_store = fd_store(),
 		.event = event_queue_push,
 		.event_ctx = d->events,
 	};
@@ -263,7 +265,11 @@ static int start(struct daemon *d, struct error *e)
 	r = daemon_make_control(d, 0, e);
 	if (!r)
 		r = daemon_make_metrics(d, e);
-	return r ? r : start_attach(d, e);
+	if (r)
+		return r;
+	/* Their limits follow with the loop, which tells the settings of them. */
+	fd_store_restore(d->engine);
+	return start_attach(d, e);
 }
 
 /* From a daemon that lives. What fails must not be cleaned up: it is still that one's. */

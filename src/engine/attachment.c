@@ -9,6 +9,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/shelf.h"
 #include "engine/takeover.h"
 #include "engine/thp.h"
 #include "engine/vm_record.h"
@@ -1037,6 +1038,12 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 	probes_apply(vm);
 	vm->has_pagemap = att->pagemap_fd >= 0;
 	vm->keep = req->ops && req->ops->keep;
+	if (!vm->keep && eng->config.fd_store.put) {
+		vm->shelf = shelf_new(eng, req->shelf);
+		if (!vm->shelf)
+			return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
+		vm->keep = true;
+	}
 	vm->keeper_pid = att->pid;
 	if (req->resume && takeover_possible(req))
 		r = takeover_begin(vm, att, req, t, e);
@@ -1115,6 +1122,9 @@ int engine_attach(struct engine *eng, struct attach_request *req, struct attachm
 		atomic_fetch_and(&vm->suspended, ~(uint32_t)SUSPEND_NEW);
 		engine_kick(vm);
 	}
+	/* Before the client hears that it has attached: a successor must know of it. */
+	if (vm->shelf && !att->secondary)
+		keep_on_shelf(vm, att);
 	engine_emit(eng, EVENT_VM_ATTACHED, vm->name, "", (uint64_t)att->pid, "%s",
 		    att->secondary ? "secondary mapping" : "");
 	if (vm->keep)
@@ -1143,6 +1153,11 @@ fail:
 		keeper_check_foreign(vm);
 	}
 	attachment_free(att);
+	/* What came from the shelf stays there for another try. */
+	if (vm->shelf && req->shelf) {
+		shelf_leave(vm->shelf);
+		vm->shelf = NULL;
+	}
 	vm_put(vm);
 	return r;
 }
@@ -1213,6 +1228,7 @@ void vm_remove(struct vm *vm)
 	vm_ref(vm);
 	unlink_vm(vm);
 	engine_barrier(eng);
+	shelf_close(vm->shelf);
 	close_stores(vm, gone, n);
 	if (!atomic_load(&vm->orphaned))
 		engine_emit(eng, EVENT_VM_DETACHED, vm->name, "", 0, "%s", "");

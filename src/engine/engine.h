@@ -59,6 +59,18 @@ struct engine_event {
 	uint64_t value;		       /* bytes over the limit; address of the lost page */
 };
 
+/*
+ * The service manager's store of descriptors, which outlives the daemon. Any engine thread; put()
+ * borrows fd. settle() returns when all that was put has arrived there; may block for a second.
+ */
+struct engine_fd_store {
+	int (*put)(void *ctx, const char *name, int fd); /* NULL: there is none */
+	void (*drop)(void *ctx, const char *name);
+	int (*settle)(void *ctx);
+	void *ctx;
+	unsigned int max; /* descriptors that it takes */
+};
+
 struct engine_config {
 	const struct plugin_path *plugins;
 	unsigned int fault_threads; /* 0: as many as CPUs, at most 4 */
@@ -71,6 +83,8 @@ struct engine_config {
 	uint64_t host_budget_bytes; /* 0: none */
 	struct crashes *crashes; /* plugins that daemons before crashed in; borrowed, NULL: none */
 	bool start_held;	 /* background threads stand still until engine_go_on() */
+	/* Holds the state of VMs whose clients keep nothing. */
+	struct engine_fd_store fd_store;
 	/* Called from any engine thread; must not block or call back into the engine. */
 	void (*event)(void *ctx, const struct engine_event *ev);
 	void *event_ctx;
@@ -118,6 +132,17 @@ struct attach_kept {
 	int fd; /* borrowed; only believed after its owner, mode and seals were checked */
 };
 
+/* What a fd store holds of one VM: see shelf.c. */
+#define SHELF_PREFIX	 "ebb-" /* of the names there */
+#define SHELF_ID_MAX	 24
+#define SHELF_PIECES_MAX 256
+
+struct attach_shelf {
+	const char *id;
+	const struct attach_kept *pieces;
+	unsigned int n_pieces;
+};
+
 struct attach_request {
 	char vm_name[VM_NAME_MAX];
 	char uuid[40]; /* "" when not given */
@@ -133,6 +158,7 @@ struct attach_request {
 	bool resume;
 	const struct attach_kept *kept;
 	unsigned int n_kept;
+	const struct attach_shelf *shelf; /* all of it comes from there; NULL: from a client */
 	const struct attach_region *regions;
 	unsigned int n_regions;
 	const struct attach_client_ops *ops; /* NULL: the client takes no requests */
@@ -147,6 +173,14 @@ struct attach_request {
  */
 int engine_attach(struct engine *eng, struct attach_request *req, struct attachment **out,
 		  struct error *e);
+/* What a name in the fd store means: id has SHELF_ID_MAX bytes, piece STORE_NAME_MAX. */
+bool shelf_parse_name(const char *name, char *id, char *piece);
+/*
+ * Goes on with a VM from what lies in the fd store, without its client: what it had attached is
+ * served until its process exits. Borrows the descriptors. What is of no use any more is removed
+ * there (-ESRCH); what cannot be taken over just now stays for another try.
+ */
+int engine_restore(struct engine *eng, const struct attach_shelf *from, struct error *e);
 /* The name under which the VM is known (as long as the attachment is held). */
 const char *engine_attachment_vm(const struct attachment *a);
 /* The connection is gone: no more requests through ops. The VM lives on while its process does. */

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/shelf.h"
 #include "engine/vm_record.h"
 #include "sys/memfd.h"
 
@@ -432,6 +433,8 @@ static json_t *export_vm(struct vm *vm, json_t *policies, struct parcel *out)
 	json_object_set_new(j, "attachments", atts);
 	json_object_set_new(j, "peers", peers);
 	json_object_set_new(j, "unkeep", unkeep);
+	if (vm->shelf)
+		json_object_set_new(j, "shelf", shelf_export(vm->shelf));
 	json_object_set(j, "policies", policies);
 	return j;
 }
@@ -712,7 +715,10 @@ static int import_vm(struct engine *eng, const json_t *j, struct parcel *in, str
 	r = attachment_link_vm(vm, &no_files, e); /* its blocks bring them */
 	if (r)
 		return r;
+	vm->shelf = shelf_import(eng, json_object_get(j, "shelf"));
 	vm->keep = json_is_true(json_object_get(j, "keep"));
+	if (json_object_get(j, "shelf") && !vm->shelf)
+		vm->keep = false; /* there is nobody to hold it for us */
 	vm->tables_made = (unsigned int)number(j, "tables-made");
 	vm->sweep_hand = number(j, "sweep-hand");
 	atomic_store(&vm->units, number(j, "units"));

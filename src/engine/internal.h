@@ -91,6 +91,7 @@ struct engine {
 	_Atomic uint64_t epoch, serial;
 	pthread_mutex_t barrier_lock;
 	struct engine_pause pause;
+	_Atomic unsigned int fds_stored; /* in the service manager's store: see shelf.c */
 	_Atomic bool stop;
 	_Atomic bool has_huge; /* a block of 2 MiB units has been seen: buffers are made for them */
 	struct fault_worker *fault_workers[FAULT_THREADS_MAX];
@@ -485,6 +486,8 @@ void orphan_unmap(struct attachment *stand_in);
 /* Offers what the client does not hold yet; nothing is evicted while there is any. May block 1 s.
  */
 void keep_round(struct vm *vm);
+/* The same for a VM on a shelf, whose attachment is held; its client is told of nothing before. */
+void keep_on_shelf(struct vm *vm, struct attachment *att);
 
 /* ---- longops.c ---- */
 /*

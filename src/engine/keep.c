@@ -8,6 +8,7 @@
 #include "base/fault_point.h"
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/shelf.h"
 
 /*
  * Theory of operation
@@ -16,6 +17,9 @@
  * them, so the client that asked for it holds a read-only descriptor of each, and gives them to
  * whoever takes over. Pieces are offered by the keeper's rounds; until all that there are have been
  * confirmed, nothing is evicted from that VM: what is in no other hands must not be the only copy.
+ *
+ * A client that did not ask for it may have a shelf instead (shelf.c): then the service manager
+ * holds the pieces, and what comes below "client" is it.
  */
 
 /* A descriptor of the same memory that cannot be written through. */
@@ -42,8 +46,13 @@ static struct attachment *primary_of(struct vm *vm)
 
 static int offer(struct attachment *att, const char *name, int fd, uint64_t bytes)
 {
+	struct shelf *shelf = att->vm->shelf;
 	int r = -ENOTSUP;
 
+	if (shelf && fd < 0)
+		shelf_remove(shelf, name);
+	if (shelf)
+		return fd < 0 ? 0 : shelf_put(shelf, name, fd);
 	pthread_mutex_lock(&att->client_lock);
 	if (att->ops && att->ops->keep)
 		r = att->ops->keep(att->client, name, fd, bytes);
@@ -110,15 +119,12 @@ static void end_suspension(struct vm *vm)
 	pthread_mutex_unlock(&vm->lock);
 }
 
-void keep_round(struct vm *vm)
+static void give_all(struct vm *vm, struct attachment *att)
 {
-	struct attachment *att = primary_of(vm);
 	char name[STORE_NAME_MAX];
 	uint64_t bytes;
 	int fd;
 
-	if (!vm->keep || !att)
-		return;
 	while (next_gone(vm, name)) {
 		if (!offer(att, name, -1, 0))
 			continue;
@@ -143,5 +149,28 @@ void keep_round(struct vm *vm)
 		if (!mark_kept(vm, name))
 			return; /* the next round lets go of it first */
 	}
+	if (vm->shelf && (shelf_put_request(vm->shelf, vm, att) || shelf_settle(vm->shelf))) {
+		vm_suspend(vm, SUSPEND_KEEPING, true);
+		return;
+	}
 	end_suspension(vm);
+}
+
+void keep_on_shelf(struct vm *vm, struct attachment *att)
+{
+	shelf_lock(vm->shelf);
+	give_all(vm, att);
+	shelf_unlock(vm->shelf);
+}
+
+void keep_round(struct vm *vm)
+{
+	struct attachment *att = primary_of(vm);
+
+	if (!vm->keep || !att)
+		return;
+	if (vm->shelf)
+		keep_on_shelf(vm, att);
+	else
+		give_all(vm, att);
 }

@@ -59,6 +59,8 @@ int engine_region_add(struct attachment *a, const struct attach_region *region, 
 	vm_resize_recent(vm);
 	policies_resize(vm);
 	keeper_check_foreign(vm);
+	if (vm->shelf && !a->secondary)
+		keep_on_shelf(vm, a); /* before the client hears of it, as in an attach */
 	return 0;
 }
 

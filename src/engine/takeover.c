@@ -43,7 +43,7 @@ struct takeover {
 	struct vm_record *rec;
 	unsigned int tier[PE_TIERS];	  /* the dead daemon's number -> ours; 0: none */
 	struct handles handles[PE_TIERS]; /* by our numbers */
-	uint64_t repaired, damaged;
+	uint64_t repaired, damaged, lost; /* units; lost: damaged ones and those of before */
 	/* Bytes by state and tier, for the VM's books; kept here because there are many entries. */
 	struct {
 		int64_t resident, evicted, zero, lost, copies, tier[PE_TIERS];
@@ -173,6 +173,7 @@ static void account(struct takeover *t, const struct block *b, uint64_t e, uint6
 		break;
 	case PE_LOST:
 		t->sum.lost += bytes;
+		t->lost += units;
 		break;
 	default:
 		break;
@@ -366,6 +367,9 @@ static int take_region(struct takeover *t, const struct attach_region *reg, stru
 	struct block *b;
 	int r;
 
+	/* RAM that was being unplugged or plugged when the daemon died, which the client knows. */
+	if (!rb && t->vm->shelf)
+		return 0;
 	/*
 	 * A second mapping, or RAM that was being plugged when the daemon died, perhaps in place of
 	 * other RAM that the record still tells of: a block is evicted from only while the client
@@ -494,12 +498,16 @@ void takeover_end(struct takeover *t)
 
 	if (!t)
 		return;
-	if (t->damaged) {
-		vm_add(t->vm, COUNTER_pages_lost, t->damaged);
+	/* Counters begin anew with the daemon. That one was lost before may be damage, too. */
+	vm_add(t->vm, COUNTER_pages_lost, t->lost);
+	if (t->lost > t->damaged)
+		engine_emit(t->vm->eng, EVENT_PAGE_LOST, t->vm->name, "", 0,
+			    "%llu units were lost before",
+			    (unsigned long long)(t->lost - t->damaged));
+	if (t->damaged)
 		engine_emit(t->vm->eng, EVENT_PAGE_LOST, t->vm->name, "", 0,
 			    "%llu units whose entries could not be believed",
 			    (unsigned long long)t->damaged);
-	}
 	/* Whoever takes the VM or a backend away closes spaces only with this held for writing. */
 	pthread_rwlock_rdlock(&t->vm->structure);
 	free_orphans(t);

@@ -14,6 +14,7 @@
 
 #include "base/fault_point.h"
 #include "engine/internal.h"
+#include "engine/shelf.h"
 #include "sys/memfd.h"
 
 /* Refaults are those within so many evictions; 1/32 of the units, within these bounds. */
@@ -121,6 +122,7 @@ void vm_put(struct vm *vm)
 {
 	if (!vm || atomic_fetch_sub(&vm->refs, 1) != 1)
 		return;
+	shelf_drop(vm->shelf);
 	policies_detach(vm);
 	huge_reserve_drop(vm);
 	if (vm->op_loader)
@@ -218,20 +220,25 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 	return 0;
 }
 
+/* Only what a daemon of this user made: its own memfd, which nobody else could write to. */
+bool vm_store_is_ours(int fd, struct stat *st)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+
+	return !fstat(fd, st) && S_ISREG(st->st_mode) && st->st_uid == geteuid() &&
+	       (st->st_mode & 0777) == 0600 && st->st_size > 0 && seals >= 0 &&
+	       (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) == (F_SEAL_SHRINK | F_SEAL_GROW);
+}
+
 int vm_store_adopt(struct vm *vm, const char *name, int fd)
 {
 	char path[64];
 	struct stat st;
-	int seals;
 
 	for (unsigned int i = 0; i < vm->n_stores; i++)
 		if (strcmp(vm->stores[i].name, name) == 0)
 			return -EEXIST;
-	/* Only what a daemon of this user made: its own memfd, which nobody else could write to. */
-	seals = fcntl(fd, F_GET_SEALS);
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
-	    (st.st_mode & 0777) != 0600 || st.st_size <= 0 || seals < 0 ||
-	    (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW))
+	if (!vm_store_is_ours(fd, &st))
 		return -EPERM;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	fd = open(path, O_RDWR | O_CLOEXEC);
@@ -292,7 +299,7 @@ void vm_suspended_text(uint32_t reasons, char *buf, size_t bytes)
 		{SUSPEND_FOREIGN, "a process that is not attached maps this RAM"},
 		{SUSPEND_LOCKED, "the VMM has locked or pinned memory and there is no folio probe"},
 		{SUSPEND_SHARED, "the RAM is being handed to another process"},
-		{SUSPEND_KEEPING, "the VMM does not hold the VM's state yet"},
+		{SUSPEND_KEEPING, "the VM's state is not in safe keeping yet"},
 		{SUSPEND_TWICE, "transparent huge pages that two processes map cannot be taken"},
 		{SUSPEND_COLLAPSE, "this kernel fills holes when it collapses huge pages"},
 		{SUSPEND_PROBING, "the daemon is still finding out what this kernel can do"},

@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "engine/engine.h"
@@ -58,7 +59,7 @@ enum block_kind {
 struct store_memory {
 	char name[STORE_NAME_MAX];
 	int fd;
-	bool kept; /* the client holds a descriptor of it */
+	bool kept; /* the client (or the service manager) holds a descriptor of it */
 	void *addr;
 	uint64_t bytes;
 };
@@ -292,7 +293,8 @@ struct vm {
 	char unkeep[VM_STORES_MAX][STORE_NAME_MAX]; /* gone, but the client still holds them */
 	unsigned int n_unkeep;
 	unsigned int tables_made;
-	bool keep; /* the client holds the stores: they must be in its hands before they matter */
+	bool keep; /* somebody holds the stores: they must be in its hands before they matter */
+	struct shelf *shelf; /* who: the service manager; NULL: the client. Set once */
 };
 
 /* Bits of vm.suspended. */
@@ -301,7 +303,7 @@ enum suspend_reason {
 	SUSPEND_FOREIGN = 1 << 1,  /* RAM is mapped by a process that is not attached */
 	SUSPEND_LOCKED = 1 << 2,   /* the VMM has locked or pinned memory and there is no probe */
 	SUSPEND_SHARED = 1 << 3,   /* RAM is being handed to another process */
-	SUSPEND_KEEPING = 1 << 7,  /* the client has not confirmed that it holds the VM's state */
+	SUSPEND_KEEPING = 1 << 7,  /* nobody has confirmed yet that it holds the VM's state */
 	SUSPEND_TWICE = 1 << 5,	   /* transparent huge pages that two processes map */
 	SUSPEND_NEW = 1 << 6,	   /* nobody has looked for foreign mappings yet */
 	SUSPEND_COLLAPSE = 1 << 4, /* this kernel fills holes when it collapses huge pages */
@@ -376,6 +378,8 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
  * made. -EPERM when it is not. What is in it is checked by whoever uses it. Under vm.lock.
  */
 int vm_store_adopt(struct vm *vm, const char *name, int fd);
+/* Whether a file is such a memfd, and what else fstat() says. */
+bool vm_store_is_ours(int fd, struct stat *st);
 /* A piece as a living daemon had it; consumes fd. 0 or -errno. */
 int vm_store_inherit(struct vm *vm, const char *name, int fd, uint64_t bytes, bool kept);
 void vm_store_close(struct vm *vm, const char *name);

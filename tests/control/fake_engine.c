@@ -451,3 +451,18 @@ void engine_host_info(struct engine *eng, struct host_info *out)
 	out->host_available_bytes = 1024 * MIB;
 	strcpy(out->probe_reason, "this engine is not real");
 }
+
+bool shelf_parse_name(const char *name, char *id, char *piece)
+{
+	(void)name;
+	(void)id;
+	(void)piece;
+	return false;
+}
+
+int engine_restore(struct engine *eng, const struct attach_shelf *from, struct error *e)
+{
+	(void)eng;
+	(void)from;
+	return error_set(e, ENOTSUP, ERROR_UNSUPPORTED, "no memory here");
+}

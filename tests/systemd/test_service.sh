@@ -15,7 +15,7 @@ if [ "${1-}" != --in-the-box ]; then
 		echo "FAILED: no $build/ebbd"
 		exit 1
 	fi
-	exec "$top/tests/lab/sdbox" -t 180 -- \
+	exec "$top/tests/lab/sdbox" -t 500 -- \
 		env EBB_BUILD="$build" "$(readlink -f "$0")" --in-the-box "$1"
 fi
 vm_program=$2
@@ -97,6 +97,28 @@ start_vm() # NAME USER
 	same "the VM is there" ready "$answer"
 	until_true 20 ebbctl query-vm "$1" >/dev/null 2>&1
 	ok "the VM $1 of user $2 attaches" $?
+}
+
+# One that keeps nothing for the daemon: what it would lose is in systemd's store.
+start_plain_vm() # NAME
+{
+	local answer
+	coproc vm {
+		exec "$vm_program" 64 /run/ebb/attach.sock "$1"
+	}
+	vm_out=${vm[0]} vm_in=${vm[1]} vm_pid=${vm_PID:?}
+	read -r answer <&"$vm_out"
+	same "the VM is there, and keeps nothing itself" ready "$answer"
+}
+
+stored_fds()
+{
+	property NFileDescriptorStore
+}
+
+stored_are() # NUMBER
+{
+	[ "$(stored_fds)" = "$1" ]
 }
 
 ask_vm() # QUESTION
@@ -270,7 +292,62 @@ systemctl start ebbd.service && answers
 ok "it starts again" $?
 vm_came_through vm-kept
 
-reclaim_vm vm-kept
+end_vm
+same "of a VM that keeps its state itself systemd holds nothing" 0 "$(stored_fds)"
+
+# A VM whose client has no library: the fd store is all that is left of it.
+start_plain_vm vm-plain
+reclaim_vm vm-plain
+stored=$(stored_fds)
+[ "$stored" -ge 7 ]
+ok "systemd holds its state ($stored descriptors)" $?
+pid=$(property MainPID)
+kill -KILL "$pid"
+until_true 20 restarted "$pid"
+ok "after a crash it is back" $?
+vm_came_through vm-plain
+until_true 20 stored_are "$stored"
+ok "and no more is stored than before" $?
+ebbctl vm-set vm-plain limit=20M >/dev/null
+reclaim_vm vm-plain
+pid=$(property MainPID)
+systemctl restart ebbd.service
+ok "it restarts on request" $?
+vm_came_through vm-plain
+same "with the VM's settings" 20971520 "$(ebbctl --json query-vm vm-plain |
+	sed -n 's/.*"limit-bytes": *\([0-9]*\).*/\1/p')"
+ebbctl vm-set vm-plain limit=0 >/dev/null
+reclaim_vm vm-plain
+pid=$(property MainPID)
+systemctl reload ebbd.service
+until_true 20 restarted "$pid"
+ok "it takes part in an upgrade" $?
+vm_came_through vm-plain
+reclaim_vm vm-plain
+pid=$(property MainPID)
+kill -KILL "$pid"
+until_true 20 restarted "$pid"
+vm_came_through vm-plain
+end_vm
+until_true 20 stored_are 0
+ok "when the VM ends, nothing of it is stored" $?
+# One that ends while there is no daemon.
+start_plain_vm vm-plain2
+reclaim_vm vm-plain2
+printf '[Service]\nRestartSec=3\n' >/run/systemd/system/ebbd.service.d/later.conf
+systemctl daemon-reload
+pid=$(property MainPID)
+kill -KILL "$pid"
+kill -KILL "$vm_pid"
+wait "$vm_pid" 2>/dev/null
+until_true 20 restarted "$pid"
+until_true 20 stored_are 0
+ok "of a VM that ended meanwhile nothing is stored either" $?
+rm /run/systemd/system/ebbd.service.d/later.conf
+systemctl daemon-reload
+
+start_vm vm-last 65534
+reclaim_vm vm-last
 ebbctl quit drain=true >/dev/null
 until_true 10 stopped
 sleep 1

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* vm.c: stands in for a VMM: guest RAM in a memfd, every page of it known. */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
+
+#include "attach/native.h"
 
 #define PAGE 4096
 
@@ -36,31 +37,45 @@ static size_t pages_wrong(const unsigned char *ram, size_t pages)
 	return wrong;
 }
 
+/* Without the library, and keeping nothing for the daemon but the userfaultfd. */
+static bool attach_plainly(const char *socket, const char *name, const struct native_ram *mem)
+{
+	struct native *client;
+
+	if (native_open(socket, &client))
+		return false;
+	if (!native_attach(client, name, mem, 1, 0))
+		return true;
+	fprintf(stderr, "%s\n", native_error(client));
+	return false;
+}
+
 /*
- * vm MEBIBYTES: prints "ready", then answers each line of its input: "resident" with the KiB that
- * the memfd holds, "check" with the number of pages whose content is wrong.
+ * vm MEBIBYTES [SOCKET NAME]: attaches by itself if it is told where, prints "ready", then answers
+ * each line of its input: "resident" with the KiB that the memfd holds, "check" with the number of
+ * pages whose content is wrong.
  */
 int main(int argc, char **argv)
 {
 	size_t bytes = (argc > 1 ? strtoul(argv[1], NULL, 10) : 64) << 20;
-	int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct native_ram mem;
 	unsigned char *ram;
 	struct stat st;
 	char line[64];
 
-	if (fd < 0 || ftruncate(fd, (off_t)bytes))
+	if (native_ram_make(&mem, "guest-ram", bytes, NATIVE_SHMEM))
 		return 1;
-	ram = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (ram == MAP_FAILED)
-		return 1;
+	ram = mem.addr;
 	for (size_t i = 0; i < bytes / PAGE; i++)
 		page_fill(ram + i * PAGE, i);
+	if (argc > 3 && !attach_plainly(argv[2], argv[3], &mem))
+		return 1;
 	puts("ready");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
 		if (!strcmp(line, "check\n"))
 			printf("%zu\n", pages_wrong(ram, bytes / PAGE));
-		else if (!strcmp(line, "resident\n") && !fstat(fd, &st))
+		else if (!strcmp(line, "resident\n") && !fstat(mem.memfd, &st))
 			printf("%lld\n", (long long)st.st_blocks / 2);
 		fflush(stdout);
 	}
