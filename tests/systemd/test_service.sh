@@ -132,7 +132,7 @@ ask_vm() # QUESTION
 reclaim_vm() # NAME
 {
 	local kib
-	ebbctl vm-reclaim "$1" bytes=48M >/dev/null
+	until_true 20 ebbctl vm-reclaim "$1" bytes=48M >/dev/null 2>&1
 	ok "memory of it can be taken" $?
 	kib=$(ask_vm resident)
 	[ "$kib" -le $((24 << 10)) ]
