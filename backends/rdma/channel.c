@@ -605,8 +605,8 @@ int channel_poll(struct channel *ch, struct ebb_io **ios, uint32_t n)
 
 void channel_kick(struct channel *ch)
 {
-	/* Under the lock: between its two halves a poll would take the mark and leave the descriptor
-	 * readable, with nobody to take that any more. */
+	/* Under the lock: between its two halves a poll would take the mark and leave the
+	 * descriptor readable, with nobody to take that any more. */
 	pthread_mutex_lock(&ch->lock);
 	signal_fd(ch);
 	pthread_mutex_unlock(&ch->lock);
