@@ -116,7 +116,7 @@ static uint64_t repair(struct block *b, uint64_t unit, uint64_t e, bool away)
 		memfd_punch(b->memfd, block_file_offset(b, unit), block_unit_bytes(b));
 		return page_entry_in(e & ~PE_COPY, PE_EVICTED);
 	case PE_EVICTED:
-		return e & ~(PE_COPY | PE_MOVING);
+		return e & ~PE_MOVING; /* the bit of PE_COPY */
 	case PE_CLEARING:
 		if (away)
 			return page_entry_in(e & ~PE_COPY, PE_EVICTED);
