@@ -222,17 +222,18 @@ struct loader {
 	void *completed_ctx;
 };
 
-/* more_bytes: buffers of the owner's own, behind the loader's two (loader_more()). */
-int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes);
 /*
- * The same, with memory only for what units of 4 KiB need: the start of the loader's two buffers,
- * and the last bytes of the owner's own. What a VM with huge units needs comes with
- * loader_make_large(), called by the owner's thread when the first one is there; until then the
- * first touch brings it.
+ * more_bytes: buffers of the owner's own, behind the loader's two (loader_more()). There is memory
+ * only for what units of 4 KiB need: the start of the loader's two buffers, the last bytes of the
+ * owner's own, and what the owner asks for (loader_populate()). What a VM with huge units needs
+ * comes with loader_make_large(), called by the owner's thread when the first one is there; until
+ * then the first touch brings it.
  */
 int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_depth,
 		      uint64_t more_bytes, uint64_t last_bytes);
 void loader_make_large(struct loader *ld);
+/* Memory for a part of the buffers now, rather than at the first touch. */
+void loader_populate(void *at, uint64_t bytes);
 static inline void *loader_more(const struct loader *ld)
 {
 	return (char *)ld->buffers + 2 * UNIT_MAX_BYTES;

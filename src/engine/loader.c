@@ -27,13 +27,13 @@
  */
 
 static int open_with(struct engine *eng, struct loader *ld, uint32_t queue_depth,
-		     uint64_t more_bytes, int map_flags)
+		     uint64_t more_bytes)
 {
 	memset(ld, 0, sizeof(*ld));
 	ld->eng = eng;
 	ld->buffers_bytes = 2 * UNIT_MAX_BYTES + more_bytes;
 	ld->buffers = mmap(NULL, ld->buffers_bytes, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | map_flags, -1, 0);
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (ld->buffers == MAP_FAILED) {
 		ld->buffers = NULL;
 		return -errno;
@@ -43,13 +43,7 @@ static int open_with(struct engine *eng, struct loader *ld, uint32_t queue_depth
 	return 0;
 }
 
-int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes)
-{
-	/* Populated, so that the fault path never waits for memory of its own. */
-	return open_with(eng, ld, queue_depth, more_bytes, MAP_POPULATE);
-}
-
-static void populate(void *at, uint64_t bytes)
+void loader_populate(void *at, uint64_t bytes)
 {
 	/* EINVAL: a kernel before 5.14, where the first touch does it. */
 	if (madvise(at, bytes, MADV_POPULATE_WRITE))
@@ -59,24 +53,24 @@ static void populate(void *at, uint64_t bytes)
 int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_depth,
 		      uint64_t more_bytes, uint64_t last_bytes)
 {
-	int r = open_with(eng, ld, queue_depth, more_bytes, 0);
+	int r = open_with(eng, ld, queue_depth, more_bytes);
 
 	if (r)
 		return r;
-	populate(ld->buffers, 4096);
-	populate((char *)ld->buffers + UNIT_MAX_BYTES, 4096);
-	populate((char *)ld->buffers + ld->buffers_bytes - last_bytes, last_bytes);
+	loader_populate(ld->buffers, 4096);
+	loader_populate((char *)ld->buffers + UNIT_MAX_BYTES, 4096);
+	loader_populate((char *)ld->buffers + ld->buffers_bytes - last_bytes, last_bytes);
 	return 0;
 }
 
 void loader_make_large(struct loader *ld)
 {
-	populate(ld->buffers, ld->buffers_bytes);
+	loader_populate(ld->buffers, ld->buffers_bytes);
 }
 
 int loader_open_brief(struct engine *eng, struct loader *ld)
 {
-	return open_with(eng, ld, 1, 0, 0);
+	return open_with(eng, ld, 1, 0);
 }
 
 static void close_channel(struct loader *ld, unsigned int tier)
