@@ -83,8 +83,10 @@ class Cell:
 
     def prepare_shared(self):
         """For a program with the benchmark's heap library."""
-        if self.kind == "thp":
-            self.machine.ask("write", SHMEM_THP, "advise")
+        # Where shared memory may be huge, Ebb has pages that its tracker unmapped pass through it
+        # when they are touched again, also small ones.
+        if self.kind != "hugetlb":
+            self.machine.ask("write", SHMEM_THP, "advise" if self.kind == "thp" else "never")
         if self.kind == "hugetlb":
             self.machine.ask("huge_pages", self.most_bytes // (2 << 20) + 24)
 
