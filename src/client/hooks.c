@@ -253,6 +253,12 @@ static void fork_child(void)
 	client_fork_child(&the_client);
 }
 
+/* The loader has bound libc's names to the functions here. */
+static bool preloaded(void)
+{
+	return dlsym(RTLD_DEFAULT, "closefrom") == (void *)closefrom;
+}
+
 __attribute__((constructor)) static void begin(void)
 {
 	real_init();
@@ -263,7 +269,9 @@ __attribute__((constructor)) static void begin(void)
 	/* virtiofsd maps guest RAM when it has a new root and a seccomp filter: be there first. */
 	if (the_client.secondary)
 		helper_start(&the_client);
-	client_scan_early(&the_client);
+	/* A plugin of QEMU has its settings yet to come. */
+	if (preloaded())
+		client_scan_early(&the_client);
 }
 
 __attribute__((destructor)) static void end(void)
@@ -291,8 +299,7 @@ void hooks_install(void)
 		{"closefrom", closefrom},
 	};
 
-	/* Preloaded: the loader has bound them already. */
-	if (dlsym(RTLD_DEFAULT, "closefrom") == (void *)closefrom)
+	if (preloaded())
 		return;
 	got_patch(hooks, sizeof(hooks) / sizeof(*hooks));
 }

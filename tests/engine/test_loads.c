@@ -434,6 +434,7 @@ static void idle(struct rig *r)
 	CHECK(rig_is(r, 50, 1) && rig_is(r, 60, 1));
 	/* Bringing all back would take as long again. */
 	daemon_kill(&r->d);
+	native_close(r->vmm, false);
 }
 
 static void no_store(struct rig *r, const char *inject)
