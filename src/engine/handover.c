@@ -713,6 +713,7 @@ static int import_vm(struct engine *eng, const json_t *j, struct parcel *in, str
 	atomic_store(&vm->orphaned, orphaned);
 	vm->over = orphaned;
 	r = attachment_link_vm(vm, &no_files, e); /* its blocks bring them */
+	vm_put(vm);				  /* in the list it has a reference of its own */
 	if (r)
 		return r;
 	vm->shelf = shelf_import(eng, json_object_get(j, "shelf"));

@@ -62,6 +62,14 @@ int rig_main(int argc, char **argv, const struct rig_case *cases, size_t n)
 	return failed ? 1 : skipped ? 77 : 0;
 }
 
+void rig_send(struct rig *r, const char *command)
+{
+	char line[256];
+	int n = snprintf(line, sizeof(line), "%s\n", command);
+
+	CHECK(n > 0 && n < (int)sizeof(line) && !fd_send(r->events, line, (size_t)n, NULL, 0));
+}
+
 void rig_start(struct rig *r, const char *keys, const char *inject)
 {
 	char path[] = "/tmp/ebb-engine.XXXXXX";
@@ -86,7 +94,7 @@ void rig_start(struct rig *r, const char *keys, const char *inject)
 	unlink(path);
 	r->events = fd_connect_unix(r->d.control);
 	CHECK(r->events >= 0);
-	CHECK(!fd_send(r->events, "{\"execute\":\"qmp_capabilities\"}\n", 31, NULL, 0));
+	rig_send(r, "{\"execute\":\"qmp_capabilities\"}");
 }
 
 void rig_attach_ram(struct rig *r)

@@ -48,6 +48,9 @@ void rig_attach(struct rig *r, size_t bytes, enum native_kind kind);
 void rig_attach_ram(struct rig *r); /* r->ram is there already */
 /* Detaches, looks at all tags, ends client and daemon. */
 void rig_end(struct rig *r);
+/* A command of the control socket, sent by the connection that gets the events; no answer awaited.
+ */
+void rig_send(struct rig *r, const char *command);
 
 /* A unit's place, its tag written, and its tag looked at (all of it). */
 char *rig_unit(const struct rig *r, size_t unit);

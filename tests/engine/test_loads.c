@@ -349,10 +349,8 @@ static void remove_cancelled(struct rig *r)
 	rig_attach(r, MIB, NATIVE_SHMEM);
 	rig_evict_all(r);
 	/* Not by daemon_ask(), which waits for the answer. */
-	CHECK(!fd_send(r->events,
-		       "{\"execute\":\"backend-remove\",\"arguments\":{\"name\":\"inject\","
-		       "\"job\":\"gone\"}}\n",
-		       78, NULL, 0));
+	rig_send(r, "{\"execute\":\"backend-remove\",\"arguments\":{\"name\":\"inject\","
+		    "\"job\":\"gone\"}}");
 	while (rig_number(r, "evicted-bytes") == r->ram.bytes)
 		usleep(1000);
 	daemon_ask(&other, "{\"execute\":\"job-cancel\",\"arguments\":{\"job\":\"gone\"}}");
@@ -421,10 +419,8 @@ static void idle(struct rig *r)
 	kt_access_start(&a, rig_unit(r, 50));
 	usleep(300000);
 	before = worker_ticks(r);
-	CHECK(!fd_send(r->events,
-		       "{\"execute\":\"backend-add\",\"arguments\":{\"name\":\"more\","
-		       "\"driver\":\"example\"}}\n",
-		       76, NULL, 0));
+	rig_send(r, "{\"execute\":\"backend-add\",\"arguments\":{\"name\":\"more\","
+		    "\"driver\":\"example\"}}");
 	usleep(300000);
 	kt_access_start(&b, rig_unit(r, 60));
 	rig_access_end(&a);
