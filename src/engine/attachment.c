@@ -1031,12 +1031,13 @@ static int attach_primary(struct engine *eng, struct vm *vm, struct attachment *
 	int r;
 
 	atomic_store(&vm->attaching, true);
-	r = attachment_link_vm(vm, req, e); /* the name and the files are taken from here on */
+	vm->has_pagemap = att->pagemap_fd >= 0;
+	/* The name and the files are taken from here on, and others see the VM. */
+	r = attachment_link_vm(vm, req, e);
 	if (r)
 		return r;
 	atomic_fetch_or(&vm->suspended, SUSPEND_NEW); /* until we have looked */
 	probes_apply(vm);
-	vm->has_pagemap = att->pagemap_fd >= 0;
 	vm->keep = req->ops && req->ops->keep;
 	if (!vm->keep && eng->config.fd_store.put) {
 		vm->shelf = shelf_new(eng, req->shelf);
