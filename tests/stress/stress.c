@@ -451,7 +451,7 @@ int main(int argc, char **argv)
 	enum native_kind kind = NATIVE_SHMEM;
 	double seconds = 10;
 	bool with_kills = false, with_upgrades = false, with_tiers = false;
-	size_t mib = 128;
+	size_t mib = getenv("EBB_LAB_GUEST") ? 32 : 128; /* the lab is slow */
 	uint64_t seed = 1;
 	const char *driver = "inject";
 	char *backend = NULL;
