@@ -13,7 +13,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-
 #define MIB	  ((size_t)1 << 20)
 #define SHMEM_THP "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
