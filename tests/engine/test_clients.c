@@ -285,14 +285,14 @@ static void taken(struct rig *r)
 /* What a policy wants dropped from page tables is asked of the client, which does it for less. */
 static void asked(struct rig *r)
 {
-	size_t pages = 64 * MIB / KT_PAGE;
+	size_t ram = getenv("EBB_LAB_GUEST") ? 16 * MIB : 64 * MIB, pages = ram / KT_PAGE;
 
 	rig_start(r, "", NULL);
-	rig_attach(r, 64 * MIB, NATIVE_SHMEM);
+	rig_attach(r, ram, NATIVE_SHMEM);
 	daemon_ask(&r->d, "{\"execute\":\"policy-set\",\"arguments\":"
 			  "{\"vm\":\"vm\",\"role\":\"reclaim\",\"policy\":\"clock\"}}");
 	CHECK(strncmp(r->d.answer, "{\"return\"", 9) == 0);
-	rig_limit(r, 32 * MIB);
+	rig_limit(r, ram / 2);
 	/* The clock looks who was in use: units touched now and then, while others have to go. */
 	for (int round = 0; round < 1000 && !native_zaps(r->vmm); round++)
 		for (size_t i = 0; i < pages; i += 16)
