@@ -242,22 +242,24 @@ static int watch(struct request *r, unsigned int columns,
 		 json_t *(*finish)(struct job *, struct control *), struct error *e)
 {
 	uint64_t ms = arg_number(r, "seconds") * 1000, window_ms = arg_number(r, "window-ms");
-	uint64_t windows = ms / window_ms;
+	/* The schema bounds both, so that this fits. */
+	const struct watch_request request = {.window_ms = window_ms,
+					      .windows = (unsigned int)(ms / window_ms),
+					      .columns = columns};
 	struct watch_job *w;
 	int err = vm_known(r, e);
 
 	if (err)
 		return err;
-	if (!windows || windows > WATCH_WINDOWS_MAX || windows * columns > WATCH_CELLS_MAX)
+	if (!watch_request_fits(&request))
 		return error_set(e, EINVAL, ERROR_ARGUMENT,
-				 "that is %llu windows: there must be 1 to %u, and columns times "
+				 "that is %u windows: there must be 1 to %u, and columns times "
 				 "windows at most %u",
-				 (unsigned long long)windows, WATCH_WINDOWS_MAX, WATCH_CELLS_MAX);
+				 request.windows, WATCH_WINDOWS_MAX, WATCH_CELLS_MAX);
 	w = calloc(1, sizeof(*w));
 	if (!w)
 		return error_set(e, ENOMEM, ERROR_GENERIC, "no memory");
-	w->request = (struct watch_request){
-		.window_ms = window_ms, .windows = (unsigned int)windows, .columns = columns};
+	w->request = request;
 	return job_start_with(r, arg_text(r->args, "vm"), w, free_watch_job, run_watch, finish, e);
 }
 

@@ -314,6 +314,11 @@ struct watch_request {
 	unsigned int windows; /* 1 to WATCH_WINDOWS_MAX */
 	unsigned int columns; /* 0 to WATCH_COLUMNS_MAX, and at most WATCH_CELLS_MAX cells */
 };
+static inline bool watch_request_fits(const struct watch_request *r)
+{
+	return r->window_ms && r->windows && r->windows <= WATCH_WINDOWS_MAX &&
+	       r->columns <= WATCH_COLUMNS_MAX && r->windows * r->columns <= WATCH_CELLS_MAX;
+}
 /* Bytes of one stretch of RAM at the end of one window; what is left was never touched. */
 struct watch_cell {
 	uint64_t hot;	  /* resident, and accessed in the window */

@@ -233,14 +233,9 @@ static bool make_room(struct watch *w)
 
 static int check(struct vm *vm, const struct watch_request *req, struct error *e)
 {
-	if (!req->window_ms || !req->windows || req->windows > WATCH_WINDOWS_MAX ||
-	    req->columns > WATCH_COLUMNS_MAX)
-		return error_set(e, EINVAL, ERROR_ARGUMENT, "there can be 1 to %u windows",
-				 WATCH_WINDOWS_MAX);
-	if (req->windows * req->columns > WATCH_CELLS_MAX)
-		return error_set(e, EINVAL, ERROR_ARGUMENT,
-				 "%u windows of %u columns are more than %u cells", req->windows,
-				 req->columns, WATCH_CELLS_MAX);
+	if (!watch_request_fits(req))
+		return error_set(e, EINVAL, ERROR_ARGUMENT, "%u windows of %u columns cannot be",
+				 req->windows, req->columns);
 	if (!vm_has_tracker(vm))
 		return error_set(e, ENOTSUP, ERROR_UNSUPPORTED,
 				 "what VM %s accesses cannot be seen on this host", vm->name);
