@@ -32,6 +32,8 @@
 
 struct client the_client = {.sock = -1, .wake = -1, .watch = -1, .uffd = -1};
 static _Atomic bool ready; /* the constructor is through */
+static _Atomic bool
+	early; /* a file was mapped before that: an allocator's memory, for the loader */
 
 static bool hooks_ready(void)
 {
@@ -47,8 +49,12 @@ EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off
 	if (hooks_ready() && (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED)
 		client_before_unmap(&the_client, addr, len, true);
 	p = real.mmap(addr, len, prot, flags, fd, off);
-	if (p == MAP_FAILED || fd < 0 || !hooks_ready())
+	if (p == MAP_FAILED || fd < 0)
 		return p;
+	if (!hooks_ready()) {
+		atomic_store(&early, true);
+		return p;
+	}
 	saved = errno;
 	client_mapped(&the_client, p, len, prot, flags, fd, off);
 	errno = saved;
@@ -270,7 +276,7 @@ __attribute__((constructor)) static void begin(void)
 	if (the_client.secondary)
 		helper_start(&the_client);
 	/* A plugin of QEMU has its settings yet to come. */
-	if (preloaded())
+	if (atomic_load(&early) && preloaded())
 		client_scan_early(&the_client);
 }
 
