@@ -3,8 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "engine/internal.h"
 
@@ -399,11 +397,11 @@ int demoter_new(struct engine *eng, struct demoter **out)
 
 	if (!d)
 		return -ENOMEM;
-	d->t.eng = eng;
-	d->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = d->t.wake_fd < 0 ? -errno : mover_new(eng, &d->mover);
+	r = engine_thread_init(eng, &d->t);
 	if (!r)
-		r = engine_thread_start(eng, &d->t, "ebb-demote", demoter_main, d);
+		r = mover_new(eng, &d->mover);
+	if (!r)
+		r = engine_thread_start(&d->t, "ebb-demote", demoter_main, d);
 	if (r) {
 		demoter_free(d);
 		return r;
@@ -416,9 +414,7 @@ void demoter_free(struct demoter *d)
 {
 	if (!d)
 		return;
-	engine_thread_join(&d->t);
+	engine_thread_end(&d->t);
 	mover_free(d->mover);
-	if (d->t.wake_fd >= 0)
-		close(d->t.wake_fd);
 	free(d);
 }

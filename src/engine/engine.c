@@ -62,12 +62,18 @@ void engine_thread_schedule(int nice, uint64_t slice_ns)
 		return;
 }
 
-int engine_thread_start(struct engine *eng, struct engine_thread *t, const char *name,
-			void *(*main)(void *), void *arg)
+int engine_thread_init(struct engine *eng, struct engine_thread *t)
 {
+	t->eng = eng;
+	t->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return t->wake_fd < 0 ? -errno : 0;
+}
+
+int engine_thread_start(struct engine_thread *t, const char *name, void *(*main)(void *), void *arg)
+{
+	struct engine *eng = t->eng;
 	int r;
 
-	t->eng = eng;
 	pthread_mutex_lock(&eng->barrier_lock);
 	atomic_store(&t->passed, atomic_load(&eng->epoch));
 	r = pthread_create(&t->thread, NULL, main, arg);
@@ -81,10 +87,8 @@ int engine_thread_start(struct engine *eng, struct engine_thread *t, const char 
 	return -r;
 }
 
-void engine_thread_join(struct engine_thread *t)
+static void join(struct engine_thread *t)
 {
-	if (!atomic_load(&t->running))
-		return;
 	engine_thread_wake(t);
 	pthread_join(t->thread, NULL);
 	pthread_mutex_lock(&t->eng->barrier_lock);
@@ -95,6 +99,15 @@ void engine_thread_join(struct engine_thread *t)
 		}
 	pthread_mutex_unlock(&t->eng->barrier_lock);
 	atomic_store(&t->running, false);
+}
+
+void engine_thread_end(struct engine_thread *t)
+{
+	if (atomic_load(&t->running))
+		join(t);
+	if (t->wake_fd >= 0)
+		close(t->wake_fd);
+	t->wake_fd = -1;
 }
 
 void engine_barrier(struct engine *eng)
@@ -273,6 +286,9 @@ bool engine_free(struct engine *eng)
 	keeper_end_reaper(eng->keeper);
 	atomic_store(&eng->stop, true);
 	engine_go_on(eng);
+	/* All of them before any is freed: they wake each other. */
+	while (eng->threads)
+		join(eng->threads);
 	keeper_free(eng->keeper);
 	demoter_free(eng->demoter);
 	zapper_free(eng->zapper);

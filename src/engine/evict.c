@@ -64,7 +64,6 @@ struct evict_context {
 	struct engine *eng;
 	uint64_t claim; /* PE_CLAIM of this evictor */
 	struct loader loader;
-	bool large; /* the buffers have all of their memory */
 	struct batch batches[EVICT_DEPTH];
 	struct batch *at; /* the one that is worked on */
 	uint64_t index[FOLIO_PROBE_MAX];
@@ -93,7 +92,7 @@ int evict_context_new(struct engine *eng, unsigned int index, struct evict_conte
 		return -ENOMEM;
 	c->eng = eng;
 	c->claim = (uint64_t)index << PE_CLAIM_SHIFT;
-	r = loader_open_small(eng, &c->loader, EVICT_QUEUE, (EVICT_DEPTH - 1) * UNIT_MAX_BYTES, 0);
+	r = loader_open(eng, &c->loader, EVICT_QUEUE, (EVICT_DEPTH - 1) * UNIT_MAX_BYTES);
 	if (r) {
 		free(c);
 		return r;
@@ -120,10 +119,7 @@ void evict_context_free(struct evict_context *c)
 
 void evict_context_refresh(struct evict_context *c)
 {
-	if (atomic_load(&c->eng->has_huge) && !c->large) {
-		loader_make_large(&c->loader);
-		c->large = true;
-	}
+	loader_make_large(&c->loader);
 	loader_flush_frees(&c->loader);
 	loader_refresh(&c->loader, EVICT_QUEUE);
 }

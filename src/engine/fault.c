@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/fault_point.h"
@@ -72,7 +71,6 @@ struct fault_worker {
 	int epoll_fd;
 	struct uffd_msg msgs[MESSAGES];
 	struct load loads[LOADS + HUGE_LOADS];
-	bool large; /* the buffers of 2 MiB have their memory */
 	unsigned int in_flight;
 	bool channel_watched[PE_TIERS];
 	bool asked; /* somebody waits for this worker to pass */
@@ -729,10 +727,7 @@ static void *fault_main(void *arg)
 		if (pass) {
 			loader_flush_frees(&w->loader);
 			if (!w->in_flight) {
-				if (atomic_load(&w->t.eng->has_huge) && !w->large) {
-					loader_make_large(&w->loader);
-					w->large = true;
-				}
+				loader_make_large(&w->loader);
 				loader_refresh(&w->loader, LOADS + HUGE_LOADS);
 				watch_channels(w);
 				/* Held: backends may have come. */
@@ -780,28 +775,29 @@ int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker
 	(void)index;
 	if (!w)
 		return -ENOMEM;
-	w->t.eng = eng;
+	w->epoll_fd = -1;
+	r = engine_thread_init(eng, &w->t);
+	if (r)
+		goto fail;
 	w->t.serves_faults = true;
 	w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	w->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (w->epoll_fd < 0 || w->t.wake_fd < 0 ||
-	    epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->t.wake_fd, &ev)) {
+	if (w->epoll_fd < 0 || epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->t.wake_fd, &ev)) {
 		r = -errno;
 		goto fail;
 	}
-	r = loader_open_small(eng, &w->loader, LOADS + HUGE_LOADS,
-			      HUGE_LOADS * UNIT_MAX_BYTES + LOADS * UINT64_C(4096),
-			      LOADS * UINT64_C(4096));
+	r = loader_open(eng, &w->loader, LOADS + HUGE_LOADS,
+			HUGE_LOADS * UNIT_MAX_BYTES + LOADS * UINT64_C(4096));
 	if (r)
 		goto fail;
 	buf = loader_more(&w->loader);
 	/* The 2 MiB buffers first: they are the ones that need the alignment. */
 	for (unsigned int i = LOADS; i < LOADS + HUGE_LOADS; i++, buf += UNIT_MAX_BYTES)
 		w->loads[i].buf = buf;
+	loader_populate(buf, LOADS * UINT64_C(4096));
 	for (unsigned int i = 0; i < LOADS; i++, buf += 4096)
 		w->loads[i].buf = buf;
 	watch_channels(w);
-	r = engine_thread_start(eng, &w->t, "ebb-fault", fault_main, w);
+	r = engine_thread_start(&w->t, "ebb-fault", fault_main, w);
 	if (r)
 		goto fail;
 	*out = w;
@@ -815,11 +811,9 @@ void fault_worker_free(struct fault_worker *w)
 {
 	if (!w)
 		return;
-	engine_thread_join(&w->t);
+	engine_thread_end(&w->t);
 	loader_close(&w->loader);
 	if (w->epoll_fd >= 0)
 		close(w->epoll_fd);
-	if (w->t.wake_fd >= 0)
-		close(w->t.wake_fd);
 	free(w);
 }

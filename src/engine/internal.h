@@ -107,8 +107,10 @@ struct engine {
 	struct log_limit *limits;
 };
 
-int engine_thread_start(struct engine *eng, struct engine_thread *t, const char *name,
-			void *(*main)(void *), void *arg);
+/* Before anything else of it; on an error, too, engine_thread_end() is due. 0 or -errno. */
+int engine_thread_init(struct engine *eng, struct engine_thread *t);
+int engine_thread_start(struct engine_thread *t, const char *name, void *(*main)(void *),
+			void *arg);
 /*
  * Called by the thread itself: it holds no pointer to engine objects now. True when it was held for
  * a successor meanwhile: then backends may have come, and it should look again.
@@ -116,8 +118,8 @@ int engine_thread_start(struct engine *eng, struct engine_thread *t, const char 
 bool engine_thread_pass(struct engine_thread *t);
 /* Stands still as long as it must. True if it did. */
 bool engine_thread_hold(struct engine_thread *t);
-/* Told to stop (engine.stop is set), joined, unlinked. */
-void engine_thread_join(struct engine_thread *t);
+/* Told to stop (engine.stop is set), joined, unlinked; also where it was never started. */
+void engine_thread_end(struct engine_thread *t);
 void engine_thread_wake(struct engine_thread *t);
 /*
  * How the calling thread shares CPUs: its nice value, and how long it wants to run at a time (from
@@ -214,6 +216,7 @@ struct loader {
 	_Atomic(struct backend_channel *) channels[PE_TIERS];
 	void *buffers; /* UNIT_MAX_BYTES twice, then what the owner asked for: all I/O is in it */
 	uint64_t buffers_bytes;
+	bool large;		      /* all of them have their memory */
 	uint64_t freed[PE_TIERS][64]; /* handles to free, by tier, gathered */
 	unsigned int n_freed[PE_TIERS];
 	struct backend_space *freed_space[PE_TIERS];
@@ -224,13 +227,12 @@ struct loader {
 
 /*
  * more_bytes: buffers of the owner's own, behind the loader's two (loader_more()). There is memory
- * only for what units of 4 KiB need: the start of the loader's two buffers, the last bytes of the
- * owner's own, and what the owner asks for (loader_populate()). What a VM with huge units needs
- * comes with loader_make_large(), called by the owner's thread when the first one is there; until
- * then the first touch brings it.
+ * only for what units of 4 KiB need: the start of the loader's two buffers, and what the owner asks
+ * for (loader_populate()). All of them get theirs by the first loader_make_large(), called by the
+ * owner's thread now and then, that comes when there are huge units; until then the first touch
+ * brings it.
  */
-int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_depth,
-		      uint64_t more_bytes, uint64_t last_bytes);
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes);
 void loader_make_large(struct loader *ld);
 /* Memory for a part of the buffers now, rather than at the first touch. */
 void loader_populate(void *at, uint64_t bytes);

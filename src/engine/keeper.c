@@ -248,19 +248,21 @@ int keeper_new(struct engine *eng, struct keeper **out)
 
 	if (!k)
 		return -ENOMEM;
-	k->eng = k->t.eng = eng;
-	k->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	k->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	k->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = k->epoll_fd < 0 || k->stop_fd < 0 || k->t.wake_fd < 0 ||
-			    epoll_ctl(k->epoll_fd, EPOLL_CTL_ADD, k->stop_fd, &ev)
-		    ? -errno
-		    : 0;
+	k->eng = eng;
+	k->epoll_fd = k->stop_fd = -1;
+	r = engine_thread_init(eng, &k->t);
+	if (!r) {
+		k->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+		k->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		if (k->epoll_fd < 0 || k->stop_fd < 0 ||
+		    epoll_ctl(k->epoll_fd, EPOLL_CTL_ADD, k->stop_fd, &ev))
+			r = -errno;
+	}
 	if (!r)
 		r = -pthread_create(&k->reaper, NULL, reaper_main, k);
 	if (!r) {
 		k->reaper_runs = true;
-		r = engine_thread_start(eng, &k->t, "ebb-keeper", keeper_main, k);
+		r = engine_thread_start(&k->t, "ebb-keeper", keeper_main, k);
 	}
 	if (r) {
 		atomic_store(&eng->stop, true);
@@ -289,12 +291,10 @@ void keeper_free(struct keeper *k)
 	if (!k)
 		return;
 	keeper_end_reaper(k);
-	engine_thread_join(&k->t);
+	engine_thread_end(&k->t);
 	if (k->epoll_fd >= 0)
 		close(k->epoll_fd);
 	if (k->stop_fd >= 0)
 		close(k->stop_fd);
-	if (k->t.wake_fd >= 0)
-		close(k->t.wake_fd);
 	free(k);
 }

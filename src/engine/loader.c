@@ -50,8 +50,7 @@ void loader_populate(void *at, uint64_t bytes)
 		return;
 }
 
-int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_depth,
-		      uint64_t more_bytes, uint64_t last_bytes)
+int loader_open(struct engine *eng, struct loader *ld, uint32_t queue_depth, uint64_t more_bytes)
 {
 	int r = open_with(eng, ld, queue_depth, more_bytes);
 
@@ -59,13 +58,15 @@ int loader_open_small(struct engine *eng, struct loader *ld, uint32_t queue_dept
 		return r;
 	loader_populate(ld->buffers, 4096);
 	loader_populate((char *)ld->buffers + UNIT_MAX_BYTES, 4096);
-	loader_populate((char *)ld->buffers + ld->buffers_bytes - last_bytes, last_bytes);
 	return 0;
 }
 
 void loader_make_large(struct loader *ld)
 {
+	if (ld->large || !atomic_load(&ld->eng->has_huge))
+		return;
 	loader_populate(ld->buffers, ld->buffers_bytes);
+	ld->large = true;
 }
 
 int loader_open_brief(struct engine *eng, struct loader *ld)

@@ -56,7 +56,7 @@ int mover_new(struct engine *eng, struct mover **out)
 
 	if (!m)
 		return -ENOMEM;
-	r = loader_open_small(eng, &m->loader, MOVE_BATCH, 0, 0);
+	r = loader_open(eng, &m->loader, MOVE_BATCH, 0);
 	if (r) {
 		free(m);
 		return r;

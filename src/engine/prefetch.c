@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -311,11 +310,11 @@ int prefetcher_new(struct engine *eng, struct prefetcher **out)
 
 	if (!p)
 		return -ENOMEM;
-	p->t.eng = eng;
-	p->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = p->t.wake_fd < 0 ? -errno : loader_open_small(eng, &p->loader, 1, 0, 0);
+	r = engine_thread_init(eng, &p->t);
 	if (!r)
-		r = engine_thread_start(eng, &p->t, "ebb-prefetch", prefetcher_main, p);
+		r = loader_open(eng, &p->loader, 1, 0);
+	if (!r)
+		r = engine_thread_start(&p->t, "ebb-prefetch", prefetcher_main, p);
 	if (r) {
 		prefetcher_free(p);
 		return r;
@@ -328,9 +327,7 @@ void prefetcher_free(struct prefetcher *p)
 {
 	if (!p)
 		return;
-	engine_thread_join(&p->t);
+	engine_thread_end(&p->t);
 	loader_close(&p->loader);
-	if (p->t.wake_fd >= 0)
-		close(p->t.wake_fd);
 	free(p);
 }

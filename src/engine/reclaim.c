@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <time.h>
 
 #include "engine/internal.h"
@@ -385,11 +384,11 @@ int evictor_new(struct engine *eng, unsigned int index, struct evictor **out)
 
 	if (!e)
 		return -ENOMEM;
-	e->t.eng = eng;
-	e->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = e->t.wake_fd < 0 ? -errno : evict_context_new(eng, index, &e->context);
+	r = engine_thread_init(eng, &e->t);
 	if (!r)
-		r = engine_thread_start(eng, &e->t, "ebb-evict", evictor_main, e);
+		r = evict_context_new(eng, index, &e->context);
+	if (!r)
+		r = engine_thread_start(&e->t, "ebb-evict", evictor_main, e);
 	if (r) {
 		evictor_free(e);
 		return r;
@@ -402,9 +401,7 @@ void evictor_free(struct evictor *e)
 {
 	if (!e)
 		return;
-	engine_thread_join(&e->t);
+	engine_thread_end(&e->t);
 	evict_context_free(e->context);
-	if (e->t.wake_fd >= 0)
-		close(e->t.wake_fd);
 	free(e);
 }

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <time.h>
 
 #include "engine/internal.h"
@@ -86,9 +85,9 @@ int zapper_new(struct engine *eng, struct zapper **out)
 
 	if (!z)
 		return -ENOMEM;
-	z->t.eng = eng;
-	z->t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	r = z->t.wake_fd < 0 ? -errno : engine_thread_start(eng, &z->t, "ebb-zap", zapper_main, z);
+	r = engine_thread_init(eng, &z->t);
+	if (!r)
+		r = engine_thread_start(&z->t, "ebb-zap", zapper_main, z);
 	if (r) {
 		zapper_free(z);
 		return r;
@@ -101,8 +100,6 @@ void zapper_free(struct zapper *z)
 {
 	if (!z)
 		return;
-	engine_thread_join(&z->t);
-	if (z->t.wake_fd >= 0)
-		close(z->t.wake_fd);
+	engine_thread_end(&z->t);
 	free(z);
 }
