@@ -217,9 +217,15 @@ struct ebb_backend {
 	 * `result` set, and are not given back by poll().
 	 */
 	int (*submit)(void *channel, struct ebb_io **ios, uint32_t n);
-	/* Takes up to n completed I/Os, in any order. Never blocks. Returns how many. */
+	/*
+	 * Takes up to n completed I/Os, in any order. Never blocks. Returns how many. Comes with n 0
+	 * when nothing is in flight and the descriptor may be readable all the same.
+	 */
 	int (*poll)(void *channel, struct ebb_io **ios, uint32_t n);
-	/* A descriptor that is readable while poll() has something to give; -1: poll often. */
+	/*
+	 * A descriptor that is readable while poll() has something to give, and not for long after
+	 * a poll() that left nothing; -1: poll often.
+	 */
 	int (*event_fd)(void *channel);
 
 	/*

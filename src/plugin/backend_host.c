@@ -419,8 +419,10 @@ int backend_poll(struct backend_channel *c, struct ebb_io **ios, uint32_t n)
 	struct backend *b = c->b;
 	int got, kept = 0;
 
-	if ((b->caps & EBB_BACKEND_SYNC) || !c->in_flight)
+	if (b->caps & EBB_BACKEND_SYNC)
 		return 0;
+	/* Also with nothing in flight: what made the descriptor readable is then still there to be
+	 * taken, and who waits for the descriptor would find it so for ever. */
 	if (n > c->in_flight)
 		n = c->in_flight;
 	got = b->desc.poll(c->channel, ios, n);

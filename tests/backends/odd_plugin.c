@@ -16,6 +16,7 @@
 #define KIND_LIAR	  14 /* gives back nonsense */
 #define KIND_CRASHLOAD	  15 /* crashes in a constructor */
 #define KIND_CRASHOPEN	  16
+#define KIND_RESTLESS	  17 /* has its descriptor readable with nothing in flight */
 
 #if KIND == KIND_NOSYMBOL
 #define ebb_backend_entry another_entry
@@ -25,6 +26,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #include "ebb/backend.h"
 
@@ -38,6 +40,7 @@ __attribute__((constructor)) static void crash(void)
 static char nothing;
 static struct ebb_io *given[64];
 static int n_given;
+static int event = -1;
 
 static int odd_open(const struct ebb_backend_host *host, const struct ebb_option *opts,
 		    uint32_t n_opts, void **instance, char *err, uint64_t err_len)
@@ -69,12 +72,19 @@ static void odd_space_close(void *space)
 
 static int odd_channel_open(void *instance, const struct ebb_channel_params *params, void **channel)
 {
+	if (KIND == KIND_RESTLESS)
+		event = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
 	*channel = &nothing;
 	return 0;
 }
 
 static void odd_channel_close(void *channel)
 {
+}
+
+static int odd_event_fd(void *channel)
+{
+	return event;
 }
 
 static int odd_submit(void *channel, struct ebb_io **ios, uint32_t n)
@@ -93,7 +103,9 @@ static int odd_submit(void *channel, struct ebb_io **ios, uint32_t n)
 static int odd_poll(void *channel, struct ebb_io **ios, uint32_t n)
 {
 	struct ebb_io *io;
+	eventfd_t ignored;
 
+	eventfd_read(event, &ignored);
 	if (!n_given)
 		return 0;
 	io = given[n_given - 1];
@@ -204,6 +216,10 @@ __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_ent
 		break;
 	case KIND_LIAR:
 		d.known.caps = 0;
+		break;
+	case KIND_RESTLESS:
+		d.known.caps = 0;
+		d.known.event_fd = odd_event_fd;
 		break;
 	default: /* odd elsewhere */
 		break;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* test_plugin.c: plugins that are old, new or wrong are taken or refused, and never crash. */
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,6 +132,25 @@ static void lies_are_caught(void **state)
 	free(buf);
 }
 
+/* A descriptor that is readable for nothing is so only until it was looked at. */
+static void restless_ones_come_to_rest(void **state)
+{
+	struct pollfd p = {.events = POLLIN};
+	struct ebb_io *back[4];
+	struct error e;
+	struct rig r;
+
+	assert_int_equal(open_odd(&r, "restless", &e), 0);
+	r.s = rig_space(&r, &r.kept);
+	r.c = rig_channel(&r);
+	p.fd = backend_event_fd(r.c);
+	assert_int_equal(poll(&p, 1, 0), 1);
+	assert_int_equal(backend_poll(r.c, back, 4), 0);
+	assert_int_equal(poll(&p, 1, 0), 0);
+	close(p.fd);
+	rig_close(&r);
+}
+
 static void options_are_checked(void **state)
 {
 	const char *twice[] = {"codec=lz4", "codec=zstd"};
@@ -212,6 +232,7 @@ int main(void)
 		cmocka_unit_test(wrong_ones_are_refused),
 		cmocka_unit_test(old_and_newer_ones_work),
 		cmocka_unit_test(lies_are_caught),
+		cmocka_unit_test(restless_ones_come_to_rest),
 		cmocka_unit_test(options_are_checked),
 		cmocka_unit_test(files_of_others_are_refused),
 		cmocka_unit_test(broken_files_are_refused),
