@@ -218,8 +218,8 @@ struct ebb_backend {
 	 */
 	int (*submit)(void *channel, struct ebb_io **ios, uint32_t n);
 	/*
-	 * Takes up to n completed I/Os, in any order. Never blocks. Returns how many. Comes with n 0
-	 * when nothing is in flight and the descriptor may be readable all the same.
+	 * Takes up to n completed I/Os, in any order. Never blocks. Returns how many. Comes with n
+	 * 0 when nothing is in flight and the descriptor may be readable all the same.
 	 */
 	int (*poll)(void *channel, struct ebb_io **ios, uint32_t n);
 	/*
