@@ -277,10 +277,15 @@ static void remove_dir(const char *path)
 	rmdir(path);
 }
 
+void daemon_remove(struct daemon *d)
+{
+	remove_dir(d->dir);
+}
+
 void daemon_kill(struct daemon *d)
 {
 	daemon_end(d);
-	remove_dir(d->dir);
+	daemon_remove(d);
 }
 
 void daemon_stop(struct daemon *d)

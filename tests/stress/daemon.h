@@ -51,6 +51,8 @@ uint64_t daemon_vm_number(struct daemon *d, const char *vm, const char *name);
 unsigned int daemon_fds(const struct daemon *d);
 /* Ends it by SIGTERM and waits; exits the test unless it ended with status 0. */
 void daemon_stop(struct daemon *d);
+/* Removes the folder of one that has ended otherwise. */
+void daemon_remove(struct daemon *d);
 /* Kills it. */
 void daemon_kill(struct daemon *d);
 
