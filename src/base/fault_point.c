@@ -17,12 +17,12 @@ static const char *const names[FAULT_POINTS] = {
 };
 
 /* Process-wide, like the signal: what is armed, and how many passes are left. */
-static int armed = -1;
+static int armed = -1, deadly = SIGKILL;
 static _Atomic long left;
 
 static void __attribute__((constructor)) arm(void)
 {
-	const char *text = getenv("EBB_FAULT_POINT"), *colon;
+	const char *text = getenv("EBB_FAULT_POINT"), *colon, *second;
 	size_t len;
 
 	if (!text)
@@ -33,6 +33,9 @@ static void __attribute__((constructor)) arm(void)
 		if (strlen(names[i]) == len && strncmp(names[i], text, len) == 0)
 			armed = i;
 	atomic_store(&left, colon ? strtol(colon + 1, NULL, 10) : 1);
+	second = colon ? strchr(colon + 1, ':') : NULL;
+	if (second)
+		deadly = (int)strtol(second + 1, NULL, 10);
 	if (armed < 0)
 		fprintf(stderr, "EBB_FAULT_POINT: there is no point %s\n", text);
 }
@@ -41,6 +44,7 @@ void ebb_fault_point_pass(enum fault_point p)
 {
 	if (__builtin_expect((int)p != armed, 1) || atomic_fetch_sub(&left, 1) != 1)
 		return;
-	kill(getpid(), SIGKILL);
+	/* In this thread: one that is not SIGKILL is to be noted as what it was doing. */
+	raise(deadly);
 	pause();
 }

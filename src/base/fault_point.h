@@ -8,6 +8,7 @@
  * point that the environment names:
  *
  *	EBB_FAULT_POINT=evict_stored:3		at the third pass
+ *	EBB_FAULT_POINT=object_live:3:6		by another signal: SIGABRT
  *
  * Any other build has nothing of it. Points are declared in fault_points.def.
  *

@@ -1,19 +1,36 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* crash.c: a policy for tests: it crashes in the hook that its option or EBB_CRASH_IN names. */
+/*
+ * crash.c: a policy for tests: it crashes in the hook that its option "in" or EBB_CRASH_IN names,
+ * in the way that its option "by" names, and as soon as there is the file that "when" names.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ebb/policy.h"
 
-static char chosen[32];
+static char chosen[32], way[8] = "trap", when[128];
+
+static int *volatile nowhere;
+
+static void crash(void)
+{
+	if (strcmp(way, "abort") == 0)
+		abort();
+	if (strcmp(way, "segv") == 0)
+		*nowhere = 1;
+	__builtin_trap();
+}
 
 static void maybe(const char *hook)
 {
 	const char *env = getenv("EBB_CRASH_IN");
 
-	if (strcmp(chosen, hook) == 0 || (env && strcmp(env, hook) == 0))
-		__builtin_trap();
+	if (env && strcmp(env, hook) == 0)
+		crash();
+	if (strcmp(chosen, hook) == 0 && (!when[0] || access(when, F_OK) == 0))
+		crash();
 }
 
 static int crash_load(char *err, uint64_t err_len)
@@ -30,9 +47,14 @@ static void crash_unload(void)
 static int crash_config(void *instance, const struct ebb_policy_option *opt, char *err,
 			uint64_t err_len)
 {
-	if (strcmp(opt->name, "in") != 0)
+	if (strcmp(opt->name, "in") == 0)
+		strncpy(chosen, opt->value, sizeof(chosen) - 1);
+	else if (strcmp(opt->name, "by") == 0)
+		strncpy(way, opt->value, sizeof(way) - 1);
+	else if (strcmp(opt->name, "when") == 0)
+		strncpy(when, opt->value, sizeof(when) - 1);
+	else
 		return -ENOENT;
-	strncpy(chosen, opt->value, sizeof(chosen) - 1);
 	maybe("config");
 	return 0;
 }
@@ -115,7 +137,9 @@ static int crash_restore(void *instance, const void *buf, uint64_t bytes)
 	return 0;
 }
 
-static const char *const option_help[] = {"in: the hook to crash in", NULL};
+static const char *const option_help[] = {"in: the hook to crash in",
+					  "by: trap (default), segv or abort",
+					  "when: a file: not before it is there", NULL};
 
 __attribute__((visibility("default"))) const struct ebb_policy *ebb_policy_entry(void)
 {
