@@ -19,6 +19,7 @@
 #define DRY_MAX	      4	 /* chunks without a candidate: the threshold is too low */
 #define CHUNKS_A_PICK 16 /* scanned in one pick that is not urgent */
 #define CHUNKS_URGENT 64
+#define COST_TICKS    4
 #define SAVE_MAGIC    0x534b4e52u /* "RNKS" */
 
 struct saved {
@@ -357,6 +358,22 @@ uint32_t ranks_pick_victims(void *instance, uint64_t want, int urgent, struct eb
 
 /* ---- time ---- */
 
+/*
+ * What our looks have cost the daemon besides, since the last tick: as much of our own time as if
+ * we had spent it. Not more than some seconds' worth at once: others may have looked, too.
+ */
+static uint64_t cost_of_looks(struct ranks *r, uint64_t most)
+{
+	struct ebb_pressure p = {.size = sizeof(p)};
+	uint64_t cost;
+
+	if (!EBB_POLICY_HAS(r->host, pressure) || r->host->pressure(r->host->ctx, &p))
+		return 0;
+	cost = p.look_cost_ns - r->look_cost_ns;
+	r->look_cost_ns = p.look_cost_ns;
+	return min_u64(cost, most);
+}
+
 void ranks_tick(struct ranks *r, uint64_t now_ns)
 {
 	uint64_t elapsed = now_ns - r->tick_ns, allowed, due;
@@ -370,6 +387,7 @@ void ranks_tick(struct ranks *r, uint64_t now_ns)
 	if (due > r->units)
 		due = r->units;
 	allowed = elapsed * r->cpu_permille / 1000;
+	r->busy_ns += cost_of_looks(r, COST_TICKS * allowed);
 	r->passed_since = 0;
 	r->tick_ns = now_ns;
 	/* A look is a chunk at least; what is over is owed to the next tick. */

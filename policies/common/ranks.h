@@ -61,6 +61,7 @@ struct ranks {
 	uint64_t turn_permille, interval_ns, cpu_permille;
 	uint64_t round_ns, last_round_ns; /* when this round began; how long the last one took */
 	uint64_t tick_ns, busy_ns;	  /* the last tick; time spent scanning since */
+	uint64_t look_cost_ns;		  /* ebb_pressure.look_cost_ns at the last tick */
 	uint64_t passed_since;		  /* units since the last tick */
 	uint64_t owed_units;		  /* that time asks for, not scanned yet */
 	uint64_t sweep;			  /* hand of the last resort */

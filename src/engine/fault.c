@@ -49,6 +49,19 @@
 #define FAULT_NICE     (-20)
 #define FAULT_SLICE_NS (NS_PER_MS / 10) /* the shortest that there is */
 
+/*
+ * MINOR faults: about what one takes of a worker's CPU, and each unit that it maps besides; what
+ * part of one CPU they may take for a VM, and after how long at that rate the reach doubles.
+ */
+#define MINOR_FAULT_NS	15000u
+#define MINOR_UNIT_NS	200u
+#define MINOR_PERMILLE	12u
+#define MINOR_BURST_NS	(NS_PER_S / 4)
+#define MINOR_DOUBLINGS 6
+#define MINOR_AHEAD_NS	((MINOR_DOUBLINGS + 1) * MINOR_BURST_NS)
+#define MINOR_REACH_MIN UINT64_C(16)
+#define MINOR_REACH_MAX (MINOR_REACH_MIN << (MINOR_DOUBLINGS - 1)) /* 2 MiB */
+
 struct load {
 	struct ebb_io io; /* first: io.user points back */
 	struct block *block;
@@ -430,6 +443,97 @@ static void on_present_thp(struct block *b, uint64_t e, const struct wanted *f)
 	uffd_wake(uffd, f->addr, 4096);
 }
 
+/* How many units of 4 KiB a MINOR fault may map from now on, itself among them. */
+static uint64_t minor_reach(struct vm *vm, uint64_t now)
+{
+	uint64_t paid = atomic_load_explicit(&vm->minor_paid_ns, memory_order_relaxed);
+	uint64_t ahead = paid > now ? (paid - now) / MINOR_BURST_NS : 0;
+
+	if (!ahead)
+		return 1;
+	return MINOR_REACH_MIN << (ahead < MINOR_DOUBLINGS ? ahead - 1 : MINOR_DOUBLINGS - 1);
+}
+
+static void minor_pay(struct vm *vm, uint64_t now, uint64_t units)
+{
+	uint64_t cost = MINOR_FAULT_NS + (units - 1) * MINOR_UNIT_NS;
+	uint64_t paid = atomic_load_explicit(&vm->minor_paid_ns, memory_order_relaxed);
+
+	if (paid < now)
+		paid = now;
+	paid += cost * 1000 / MINOR_PERMILLE;
+	if (paid > now + MINOR_AHEAD_NS)
+		paid = now + MINOR_AHEAD_NS;
+	/* Workers that meet here pay for one of them only: it is advice. */
+	atomic_store_explicit(&vm->minor_paid_ns, paid, memory_order_relaxed);
+	vm_add(vm, COUNTER_minor_cpu_ns, cost);
+}
+
+/* Is it in the page cache only, and free? Then it is ours, in LOADING; *entry: as it was. */
+static bool own_resident(struct block *b, uint64_t unit, uint64_t *entry)
+{
+	*entry = page_table_get(&b->table, unit);
+	/* What was read ahead is left alone: its first use is to be seen. */
+	return page_entry_state(*entry) == PE_RESIDENT && !(*entry & PE_PREFETCHED) &&
+	       page_table_cas(&b->table, unit, entry, page_entry_in(*entry, PE_LOADING));
+}
+
+/*
+ * Maps the units [unit, unit + n), which are not mapped, as far as they are free; returns how many.
+ * Each is owned meanwhile, as in on_present().
+ */
+static uint64_t map_run(struct block *b, struct mapping *m, uint64_t unit, uint64_t n)
+{
+	uint64_t entry[MINOR_REACH_MAX], mapped = 0, owned;
+
+	for (uint64_t at = unit, end = unit + n; at < end; at += owned ? owned : 1) {
+		int64_t r;
+
+		for (owned = 0; at + owned < end; owned++)
+			if (!own_resident(b, at + owned, &entry[owned]))
+				break;
+		if (!owned)
+			continue;
+		/* It stops where the VMM has dropped the page, or it was mapped just now. */
+		r = uffd_continue(m->att->uffd, mapping_addr(m, at), owned << b->unit_shift, 0);
+		mapped += r > 0 ? (uint64_t)r >> b->unit_shift : 0;
+		for (uint64_t i = 0; i < owned; i++)
+			if (page_table_leave(&b->table, at + i,
+					     page_entry_in(entry[i], unit_settled(b, at + i))))
+				unit_wake(b, at + i);
+	}
+	return mapped;
+}
+
+/*
+ * What a tracker has made forgotten comes back through us where MINOR faults do, a unit at a time,
+ * which for a busy VM would be more than a tracker may cost. So where more come than their budget
+ * allows, each maps its neighbours too, the more of them the further they are over it. These count
+ * as used then: accesses are seen the less sharply the dearer they are.
+ */
+static void map_around(struct block *b, const struct wanted *f)
+{
+	struct mapping *m = f->mapping;
+	uint64_t reach = b->kind == BLOCK_SHMEM ? minor_reach(b->vm, f->start_ns) : 1;
+	uint64_t first = f->unit & ~(reach - 1), end = first + reach, mapped = 1, n;
+	uint64_t present[MINOR_REACH_MAX / 64];
+
+	if (first < m->first_unit)
+		first = m->first_unit;
+	if (end > m->first_unit + m->units)
+		end = m->first_unit + m->units;
+	if (reach > 1 && tracker_present(b, first, end - first, present) == 0) {
+		for (uint64_t u = 0; u < end - first; u += n ? n : 1) {
+			for (n = 0; u + n < end - first; n++)
+				if (present[(u + n) / 64] >> ((u + n) % 64) & 1)
+					break;
+			if (n)
+				mapped += map_run(b, m, first + u, n);
+		}
+	}
+	minor_pay(b->vm, f->start_ns, mapped);
+}
+
 /*
  * A fault on a unit whose page should be there. MISSING: another thread's fault was resolved
  * meanwhile, or this mapping has yet to find the page in the cache, or the VMM punched it away.
@@ -474,6 +578,8 @@ static void on_present(struct fault_worker *w, struct block *b, uint64_t e, cons
 			page_table_leave(&b->table, f->unit,
 					 page_entry_in(e, unit_settled(b, f->unit)));
 			unit_wake(b, f->unit);
+			if (f->minor)
+				map_around(b, f);
 			return;
 		}
 	}

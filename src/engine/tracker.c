@@ -21,6 +21,9 @@
  * the kernel, without a round trip to us. Ranges are registered with WP, which turns fault-around
  * off, so what is present was touched. Units that a fault brought in are present from the start.
  *
+ * Where blocks are registered MINOR, that next access does come to us. What those cost is bounded
+ * (map_around() in fault.c) and charged to whoever looks: the windows, and policies that ask.
+ *
  * Policy hooks and these calls run under vm.policy_lock, in evictor, keeper or job threads.
  */
 
@@ -32,7 +35,6 @@
 #define WINDOW_PERMILLE	 8
 #define WINDOW_CREDIT_NS ((int64_t)(20 * NS_PER_MS))
 #define WINDOW_DEBT_NS	 ((int64_t)(200 * NS_PER_MS))
-#define MINOR_FAULT_NS	 15000u /* about what one takes of a worker's CPU */
 
 static void set_bit(uint64_t *bitmap, uint64_t i)
 {
@@ -418,6 +420,7 @@ static int host_pressure(void *ctx, struct ebb_pressure *out)
 	out->faults = atomic_load(&vm->counter[COUNTER_faults]);
 	out->refaults = atomic_load(&vm->counter[COUNTER_refaults]);
 	out->stall_ns = atomic_load(&vm->counter[COUNTER_load_wait_ns]);
+	out->look_cost_ns = atomic_load(&vm->counter[COUNTER_minor_cpu_ns]);
 	out->known = 0;
 	if (att && !atomic_load(&att->dead) && procinfo_memory_pressure(att->pid, &some_us) == 0) {
 		out->psi_some_ns = some_us * NS_PER_US;
@@ -539,10 +542,10 @@ static bool pace_room(struct window_pace *p, uint64_t chunks)
  */
 static void pace_earn(struct vm *vm, struct window_pace *p, uint64_t now)
 {
-	uint64_t minor = atomic_load(&vm->counter[COUNTER_minor_faults]);
+	uint64_t minor = atomic_load(&vm->counter[COUNTER_minor_cpu_ns]);
 
-	p->credit_ns -= (int64_t)((minor - p->minor_faults) * MINOR_FAULT_NS);
-	p->minor_faults = minor;
+	p->credit_ns -= (int64_t)(minor - p->minor_ns);
+	p->minor_ns = minor;
 	if (p->credit_ns < -WINDOW_DEBT_NS)
 		p->credit_ns = -WINDOW_DEBT_NS;
 	p->credit_ns += (int64_t)((now - p->earned_ns) / 1000 * WINDOW_PERMILLE);

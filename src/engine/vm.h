@@ -194,7 +194,7 @@ struct window_pace {
 	uint64_t chunks, hand;
 	uint64_t earned_ns; /* when credit was last given */
 	int64_t credit_ns;
-	uint64_t minor_faults; /* as counted then */
+	uint64_t minor_ns; /* as counted then */
 };
 
 struct vm {
@@ -247,6 +247,7 @@ struct vm {
 	_Atomic uint64_t moved_out[PE_TIERS]; /* out of each, to another; of guest RAM */
 	_Atomic uint64_t evicted_ever;	      /* bytes */
 	_Atomic uint64_t counter[COUNTERS];
+	_Atomic uint64_t minor_paid_ns; /* until when MINOR faults have used their share up */
 	struct hist fault_latency;
 	struct recent_ring recent;
 	_Atomic(void *) huge_reserve[HUGE_RESERVE_MAX];

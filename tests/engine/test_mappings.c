@@ -4,12 +4,14 @@
 
 #include <dirent.h>
 #include <err.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fd.h"
 
 #define MIB    ((size_t)1 << 20)
@@ -477,6 +479,70 @@ static void named(struct rig *r)
 	close(fd);
 }
 
+/* Reads all of it when nothing of it is mapped; how many MINOR faults it took, and how long. */
+static uint64_t read_unmapped(struct rig *r, uint64_t *took_ns)
+{
+	uint64_t minor = rig_number(r, "minor-faults");
+
+	CHECK(!madvise(r->ram.addr, r->ram.bytes, MADV_DONTNEED));
+	*took_ns = clock_ns();
+	for (size_t u = 0; u < r->units; u++)
+		(void)*(volatile char *)rig_unit(r, u);
+	*took_ns = clock_ns() - *took_ns;
+	return rig_number(r, "minor-faults") - minor;
+}
+
+/*
+ * What is cached and not mapped comes back through the daemon: soon with its neighbours, but for
+ * what the VMM has dropped; and no write is lost to an eviction that goes on meanwhile.
+ */
+static void named_comes_back(struct rig *r)
+{
+	char path[] = "/dev/shm/ebb-engine.XXXXXX";
+	struct rig_writer w = {.rig = r};
+	uint64_t took_ns = 0, minor = 0;
+	int fd = mkstemp(path);
+
+	if (fd < 0)
+		SKIP("no tmpfs on /dev/shm; runs in the lab");
+	rig_start(r, "", "");
+	CHECK(!ftruncate(fd, (off_t)(8 * MIB)));
+	CHECK_EQ(native_ram_map(&r->ram, "ram", 8 * MIB, NATIVE_SHMEM, fd), 0);
+	rig_attach_ram(r);
+	CHECK(!unlink(path));
+	/* Who is slow enough does not come over the budget: then each is a fault. */
+	for (int tries = 0; tries < 10; tries++) {
+		minor = read_unmapped(r, &took_ns);
+		rig_check_all(r);
+		if (took_ns < r->units * (NS_PER_MS / 2))
+			break;
+	}
+	printf("%llu faults for %zu units\n", (unsigned long long)minor, r->units);
+	CHECK(minor < r->units / 2 || took_ns >= r->units * (NS_PER_MS / 2));
+
+	CHECK(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1000 * KT_PAGE,
+			 3 * KT_PAGE));
+	read_unmapped(r, &took_ns);
+	for (size_t u = 0; u < r->units; u++) {
+		if (u < 1000 || u >= 1003)
+			CHECK(rig_is(r, u, 1));
+		else
+			CHECK(!*rig_unit(r, u));
+	}
+
+	rig_writer_start(&w, r, 0, r->units, 0);
+	for (int round = 0; round < 10; round++) {
+		CHECK(!madvise(r->ram.addr, r->ram.bytes, MADV_DONTNEED));
+		rig_reclaim(r, MIB);
+	}
+	rig_writer_stop(&w);
+	CHECK_EQ(rig_writer_lost(&w), 0);
+	for (size_t u = 0; u < r->units; u++)
+		rig_tag(r, u, 1);
+	rig_end(r);
+	close(fd);
+}
+
 static void stays(const struct rig *r, struct shared *s)
 {
 	wait_for(&s->end);
@@ -535,6 +601,7 @@ int main(int argc, char **argv)
 		{"orphan_huge", orphan_huge},
 		{"foreign_late", foreign_late},
 		{"named", named},
+		{"named_comes_back", named_comes_back},
 		{"told_again", told_again},
 	};
 
