@@ -22,6 +22,10 @@
  * client sends waits in the socket, and goes along with it. The bounds on messages and answers
  * bound this wait too; only a request that takes long (a detach, say) can make it fail.
  *
+ * Nothing is read of a connection at rest, so an answer to a request of ours (a zap, a piece to
+ * keep) would not be, either: whoever waits for one hears -EAGAIN at once. It is asked for again,
+ * and the answer that still comes is dropped by the successor.
+ *
  * Then there is nothing to hand over of a connection but its descriptor, whose attachment it
  * holds, and what the client is asked. A connection that has not attached is not handed over: its
  * client sees its end, and connects again.
@@ -57,6 +61,13 @@ static void call(struct attach *at, void (*fn)(struct attach *at, void *arg), vo
 	sem_destroy(&c.done);
 }
 
+static void hold_requests(struct attach *at, bool hold)
+{
+	for (struct conn *c = at->conns; c; c = c->next)
+		if (c->dialect == &native_dialect && !c->closing)
+			native_hold(c, hold);
+}
+
 static void hold(struct attach *at, void *arg)
 {
 	bool *rests = arg;
@@ -70,12 +81,16 @@ static void hold(struct attach *at, void *arg)
 		conn_update(c);
 		*rests &= c->closing || conn_rests(c);
 	}
+	/* Not while a client's own request may still need it. */
+	if (*rests)
+		hold_requests(at, true);
 }
 
 static void release(struct attach *at, void *arg)
 {
 	(void)arg;
 	at->holding = false;
+	hold_requests(at, false);
 	if (!at->paused)
 		event_add(at->accept_event, NULL);
 	for (struct conn *c = at->conns; c; c = c->next)

@@ -350,6 +350,14 @@ static void native_free(struct conn *c)
 
 /* ---- a daemon's successor ---- */
 
+void native_hold(struct conn *c, bool hold)
+{
+	const struct native *native = c->state;
+
+	if (native->requests)
+		requests_hold(native->requests, hold);
+}
+
 json_t *native_export(struct conn *c)
 {
 	const struct native *native = c->state;

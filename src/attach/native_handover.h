@@ -4,9 +4,12 @@
 #define ATTACH_NATIVE_HANDOVER_H
 
 #include <jansson.h>
+#include <stdbool.h>
 
 struct conn;
 
+/* Nobody waits for the client any more, until that is given up again. */
+void native_hold(struct conn *c, bool hold);
 /* What a successor must know of a connection at rest; NULL when it has not attached. */
 json_t *native_export(struct conn *c);
 /* Makes a new connection what that says. 0 or -errno. */

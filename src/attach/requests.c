@@ -43,6 +43,7 @@ struct requests {
 	struct wait *waits;
 	uint64_t last_id;
 	bool open;
+	bool held;
 	bool ended; /* was closed, and is not opened again */
 	bool posted;
 	struct job post;
@@ -93,6 +94,14 @@ void requests_go_on(struct requests *r, uint64_t last_id)
 {
 	pthread_mutex_lock(&r->lock);
 	r->last_id = last_id;
+	pthread_mutex_unlock(&r->lock);
+}
+
+void requests_hold(struct requests *r, bool hold)
+{
+	pthread_mutex_lock(&r->lock);
+	r->held = hold;
+	pthread_cond_broadcast(&r->changed);
 	pthread_mutex_unlock(&r->lock);
 }
 
@@ -184,7 +193,7 @@ static int requests_wait(struct requests *r, struct wait *w, const struct timesp
 		r->posted = true;
 		worker_post(r->pool, &r->post);
 	}
-	while (r->open && !w->answered && !err)
+	while (r->open && !r->held && !w->answered && !err)
 		err = -pthread_cond_timedwait(&r->changed, &r->lock, until);
 	for (at = &r->waits; *at != w; at = &(*at)->next)
 		;
@@ -193,7 +202,9 @@ static int requests_wait(struct requests *r, struct wait *w, const struct timesp
 	fd_close(&w->fd);
 	if (w->answered)
 		return w->result;
-	return r->open ? -ETIMEDOUT : -ENOTCONN;
+	if (!r->open)
+		return -ENOTCONN;
+	return r->held ? -EAGAIN : -ETIMEDOUT;
 }
 
 static struct timespec requests_until(const struct requests *r)
@@ -231,6 +242,10 @@ static int zap_some(struct requests *r, const struct ebb_range *ranges, uint32_t
 	if (!r->open) {
 		pthread_mutex_unlock(&r->lock);
 		return -ENOTCONN;
+	}
+	if (r->held) {
+		pthread_mutex_unlock(&r->lock);
+		return -EAGAIN;
 	}
 	w.id = ++r->last_id;
 	w.line = zap_line(w.id, ranges, n, &w.bytes);
@@ -283,7 +298,7 @@ static int requests_keep(void *client, const char *name, int fd, uint64_t bytes)
 			return -errno;
 	}
 	pthread_mutex_lock(&r->lock);
-	if (!r->open) {
+	if (!r->open || r->held) {
 		err = r->ended ? -ENOTCONN : -EAGAIN;
 		pthread_mutex_unlock(&r->lock);
 		fd_close(&w.fd);

@@ -20,7 +20,8 @@ typedef int (*requests_send_fn)(void *ctx, char *line, size_t bytes, int fd);
 
 /*
  * What goes into struct attach_request for a client that serves these requests: NULL for none. Its
- * client is the struct requests. Until requests_open() keep() gives -EAGAIN.
+ * client is the struct requests. Until requests_open() keep() gives -EAGAIN, and so do both while
+ * held.
  */
 const struct attach_client_ops *requests_ops(bool zap, bool keep);
 
@@ -30,6 +31,11 @@ int requests_new(struct worker_pool *pool, uint32_t timeout_ms, requests_send_fn
 /* From now on requests are sent / are refused with -ENOTCONN, those that wait as well. */
 void requests_open(struct requests *r);
 void requests_close(struct requests *r);
+/*
+ * A successor is about to take the client over: those that wait end at once with -EAGAIN, and so do
+ * new ones, until it is given up. What the client still answers is dropped by whoever reads it.
+ */
+void requests_hold(struct requests *r, bool hold);
 /* The id of the last request, and after which one to go on. */
 uint64_t requests_last_id(struct requests *r);
 void requests_go_on(struct requests *r, uint64_t last_id);

@@ -198,7 +198,7 @@ static int ask_client(struct attachment *att, const struct zap_batch *z)
 	if (att->ops && att->ops->zap)
 		r = att->ops->zap(att->client, ranges, z->n);
 	pthread_mutex_unlock(&att->client_lock);
-	if (r)
+	if (r && r != -EAGAIN) /* that is: an upgrade is under way */
 		atomic_store(&att->no_zap_until_ns, clock_ns() + ZAP_PAUSE_NS);
 	return r;
 }

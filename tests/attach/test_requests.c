@@ -278,6 +278,32 @@ static void test_never_answered(void **state)
 	world_free(w);
 }
 
+/* A successor takes over: who waits hears so at once, and so does who comes then. */
+static void test_held(void **state)
+{
+	struct world *w = world_make(LONG_MS);
+	struct caller *waits;
+
+	w->mute = true;
+	requests_open(w->requests);
+	waits = call(w, 1);
+	loop_until_lines(w, 1);
+	requests_hold(w->requests, true);
+	assert_int_equal(finish(waits), -EAGAIN);
+	assert_int_equal(finish(call(w, 1)), -EAGAIN);
+	assert_int_equal(finish(keep(w, "table:0", -1)), -EAGAIN);
+	/* None of these got a number; the answer to the first may still come. */
+	assert_int_equal(requests_last_id(w->requests), 1);
+	assert_int_equal(requests_answer(w->requests, 1, true), 0);
+	/* It was given up. */
+	requests_hold(w->requests, false);
+	w->mute = false;
+	waits = call(w, 1);
+	loop(w);
+	assert_int_equal(finish(waits), 0);
+	world_free(w);
+}
+
 /* Nobody runs the loop: the line is never sent, and freed. */
 static void test_never_sent(void **state)
 {
@@ -388,19 +414,13 @@ static void test_keep_never_sent(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_closed),
-		cmocka_unit_test(test_answered),
-		cmocka_unit_test(test_no_ranges),
-		cmocka_unit_test(test_refused),
-		cmocka_unit_test(test_many_ranges),
-		cmocka_unit_test(test_several_callers),
-		cmocka_unit_test(test_never_answered),
-		cmocka_unit_test(test_never_sent),
-		cmocka_unit_test(test_closed_while_waiting),
-		cmocka_unit_test(test_send_fails),
-		cmocka_unit_test(test_ops),
-		cmocka_unit_test(test_keep),
-		cmocka_unit_test(test_keep_never_sent),
+		cmocka_unit_test(test_closed),	       cmocka_unit_test(test_answered),
+		cmocka_unit_test(test_no_ranges),      cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_many_ranges),    cmocka_unit_test(test_several_callers),
+		cmocka_unit_test(test_never_answered), cmocka_unit_test(test_held),
+		cmocka_unit_test(test_never_sent),     cmocka_unit_test(test_closed_while_waiting),
+		cmocka_unit_test(test_send_fails),     cmocka_unit_test(test_ops),
+		cmocka_unit_test(test_keep),	       cmocka_unit_test(test_keep_never_sent),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
