@@ -27,7 +27,6 @@
  * fails before, it just ends.
  *
  * Left behind: what only costs time (the refault ring, hints of faults, prefetches asked for).
- * Pages kept back for hugetlb VMs are taken anew.
  */
 
 /* ---- small things ---- */
@@ -397,7 +396,7 @@ static json_t *export_settings(const struct vm *vm)
 static json_t *export_vm(struct vm *vm, json_t *policies, struct parcel *out)
 {
 	json_t *blocks = json_array(), *atts = json_array(), *peers = json_array(),
-	       *unkeep = json_array(), *j;
+	       *unkeep = json_array(), *reserve = json_array(), *j;
 
 	for (unsigned int i = 0; i < VM_REGIONS_MAX; i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
@@ -412,6 +411,9 @@ static json_t *export_vm(struct vm *vm, json_t *policies, struct parcel *out)
 		if (att && !att->stand_in && !atomic_load(&att->dead))
 			json_array_append_new(atts, export_attachment(vm, att, out));
 	}
+	for (unsigned int i = 0; i < HUGE_RESERVE_MAX; i++)
+		if (huge_reserve_fd(vm, i) >= 0)
+			json_array_append_new(reserve, parcel_add_fd(out, huge_reserve_fd(vm, i)));
 	for (unsigned int i = 0; i < vm->n_peers; i++)
 		json_array_append_new(peers, json_integer(vm->peers[i]));
 	for (unsigned int i = 0; i < vm->n_unkeep; i++)
@@ -433,6 +435,7 @@ static json_t *export_vm(struct vm *vm, json_t *policies, struct parcel *out)
 	json_object_set_new(j, "attachments", atts);
 	json_object_set_new(j, "peers", peers);
 	json_object_set_new(j, "unkeep", unkeep);
+	json_object_set_new(j, "huge-reserve", reserve);
 	if (vm->shelf)
 		json_object_set_new(j, "shelf", shelf_export(vm->shelf));
 	json_object_set(j, "policies", policies);
@@ -728,6 +731,8 @@ static int import_vm(struct engine *eng, const json_t *j, struct parcel *in, str
 	json_array_foreach(list(j, "peers"), i, item)
 		if (vm->n_peers < VM_PEERS_MAX)
 			vm->peers[vm->n_peers++] = (pid_t)json_integer_value(item);
+	json_array_foreach(list(j, "huge-reserve"), i, item)
+		huge_reserve_inherit(vm, parcel_take_fd(in, item));
 	r = import_stores(vm, j, in, e);
 	json_array_foreach(list(j, "blocks"), i, item)
 		if (!r)

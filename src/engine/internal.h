@@ -350,6 +350,12 @@ void huge_reserve_fill(struct vm *vm);
 /* Gives one back to the pool, for a fill that follows at once; false when there is none. */
 bool huge_reserve_release(struct vm *vm);
 uint64_t huge_reserve_bytes(const struct vm *vm);
+/* Takes what is missing, when something of the VM is evicted and it is below its target. */
+void huge_reserve_renew(struct vm *vm);
+/* For a successor: the i-th one's descriptor, lent, or -1; and one that was handed over (consumed).
+ */
+int huge_reserve_fd(const struct vm *vm, unsigned int i);
+void huge_reserve_inherit(struct vm *vm, int fd);
 void huge_reserve_drop(struct vm *vm);
 
 /* ---- tracker.c: the host table that policies see ---- */

@@ -191,6 +191,7 @@ static void rounds(struct keeper *k, struct vm *vm)
 	if (!atomic_load(&vm->orphaned))
 		keep_round(vm);
 	maintain(vm);
+	huge_reserve_renew(vm);
 	if ((uint64_t)atomic_load(&vm->resident) > reclaim_target(vm))
 		engine_kick(vm);
 	else if (atomic_load(&vm->parked))

@@ -250,7 +250,7 @@ struct vm {
 	_Atomic uint64_t minor_paid_ns; /* until when MINOR faults have used their share up */
 	struct hist fault_latency;
 	struct recent_ring recent;
-	_Atomic(void *) huge_reserve[HUGE_RESERVE_MAX];
+	_Atomic int huge_reserve[HUGE_RESERVE_MAX]; /* see huge_reserve.c */
 
 	/* Reclaim. */
 	_Atomic bool kicked;		/* an evictor was told to look */

@@ -30,6 +30,36 @@ int memfd_make(const char *name, uint64_t bytes)
 	return fd;
 }
 
+#ifndef MFD_HUGE_2MB /* the C library leaves it to <linux/memfd.h>, which it clashes with */
+#define MFD_HUGE_2MB (21u << 26)
+#endif
+#define HUGE_BYTES ((off_t)2 << 20)
+
+int memfd_reserve_huge(void)
+{
+	int fd = memfd_create("ebb:huge", MFD_CLOEXEC | MFD_HUGETLB | MFD_HUGE_2MB), r;
+	void *p;
+
+	if (fd < 0)
+		return -errno;
+	/* A shared mapping reserves for the file, and what is reserved stays when it goes. */
+	if (ftruncate(fd, HUGE_BYTES) || (p = mmap(NULL, (size_t)HUGE_BYTES, PROT_READ | PROT_WRITE,
+						   MAP_SHARED, fd, 0)) == MAP_FAILED) {
+		r = -errno;
+		close(fd);
+		return r;
+	}
+	munmap(p, (size_t)HUGE_BYTES);
+	return fd;
+}
+
+void memfd_unreserve_huge(int fd)
+{
+	/* Cannot fail: the file is ours, and not sealed. */
+	if (ftruncate(fd, 0))
+		return;
+}
+
 int memfd_info(int fd, struct memfd_info *out)
 {
 	struct memfd_info info = {0};

@@ -10,6 +10,15 @@
 /* A memfd of `bytes` (sparse), CLOEXEC, sealed against shrinking and growing. fd or -errno. */
 int memfd_make(const char *name, uint64_t bytes);
 
+/*
+ * A hugetlb memfd of one 2 MiB page, which is reserved in the pool and not taken out of it: nobody
+ * else gets it while the file is that long, whoever has it open. fd or -errno (-ENOMEM: the pool
+ * has none to spare).
+ */
+int memfd_reserve_huge(void);
+/* Gives the page back, also when others have the file open; fd stays the caller's. */
+void memfd_unreserve_huge(int fd);
+
 /* What kind of memory a file is made of. */
 struct memfd_info {
 	dev_t dev;

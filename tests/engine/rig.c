@@ -70,17 +70,26 @@ void rig_send(struct rig *r, const char *command)
 	CHECK(n > 0 && n < (int)sizeof(line) && !fd_send(r->events, line, (size_t)n, NULL, 0));
 }
 
+/* A daemon that takes over reads it, too. */
+static char config[64];
+
+static void remove_config(void)
+{
+	unlink(config);
+}
+
 void rig_start(struct rig *r, const char *keys, const char *inject)
 {
-	char path[] = "/tmp/ebb-engine.XXXXXX";
-	const char *const args[] = {"--config", path, NULL};
+	const char *const args[] = {"--config", config, NULL};
 	FILE *f;
 	int fd;
 
 	if (geteuid() != 0)
 		SKIP("needs root");
-	fd = mkstemp(path);
+	strcpy(config, "/tmp/ebb-engine.XXXXXX");
+	fd = mkstemp(config);
 	CHECK(fd >= 0);
+	atexit(remove_config);
 	f = fdopen(fd, "w");
 	CHECK(f);
 	fprintf(f, "fault-threads = 2\nevict-threads = 1\nlog-level = error\n%s\n", keys);
@@ -91,7 +100,6 @@ void rig_start(struct rig *r, const char *keys, const char *inject)
 		fprintf(f, "tiers = inject\n");
 	CHECK(!fclose(f));
 	daemon_start(&r->d, args);
-	unlink(path);
 	r->events = fd_connect_unix(r->d.control);
 	CHECK(r->events >= 0);
 	rig_send(r, "{\"execute\":\"qmp_capabilities\"}");

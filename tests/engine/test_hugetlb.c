@@ -27,6 +27,21 @@ static void newcomer_takes(struct newcomer *c)
 	}
 }
 
+/* Tries until it is told to stop. */
+struct greedy {
+	struct newcomer *newcomer;
+	_Atomic bool *stop;
+};
+
+static void *greedy_main(void *arg)
+{
+	struct greedy *g = arg;
+
+	while (!atomic_load(g->stop))
+		newcomer_takes(g->newcomer);
+	return NULL;
+}
+
 static void newcomer_leaves(struct newcomer *c)
 {
 	while (c->n)
@@ -75,12 +90,26 @@ static void dry(struct rig *r)
 	rig_end(r);
 }
 
+/* A unit that is away. */
+static void comes_back(struct rig *r)
+{
+	struct kt_access a;
+	size_t unit = UNITS;
+
+	/* All the others are in the process's page table. */
+	for (size_t i = 0; i < UNITS; i++)
+		if (!kt_present(0, rig_unit(r, i)))
+			unit = i;
+	CHECK(unit < UNITS);
+	kt_access_start(&a, rig_unit(r, unit));
+	rig_access_end(&a);
+	CHECK(rig_is(r, unit, 1));
+}
+
 /* What a VM below its limit has given up is kept back for it. */
 static void reserved(struct rig *r)
 {
 	struct newcomer other = {.n = 0};
-	struct kt_access a;
-	size_t unit = UNITS;
 
 	kt_set_free_huge_pages(UNITS);
 	rig_start(r, "", "");
@@ -91,14 +120,44 @@ static void reserved(struct rig *r)
 		usleep(10000);
 	newcomer_takes(&other);
 	CHECK(other.n > 0);
-	/* One of those that are away: all the others are in the process's page table. */
-	for (size_t i = 0; i < UNITS; i++)
-		if (!kt_present(0, rig_unit(r, i)))
-			unit = i;
-	CHECK(unit < UNITS);
-	kt_access_start(&a, rig_unit(r, unit));
-	rig_access_end(&a);
-	CHECK(rig_is(r, unit, 1));
+	comes_back(r);
+	newcomer_leaves(&other);
+	rig_limit(r, 0);
+	rig_check_all(r);
+	rig_end(r);
+}
+
+/*
+ * The same while the daemon is replaced, again and again: there is no moment at which the newcomer,
+ * who tries all the time, gets what is kept back.
+ */
+static void handed_over(struct rig *r)
+{
+	struct newcomer other = {.n = 0};
+	unsigned int had;
+
+	kt_set_free_huge_pages(UNITS);
+	rig_start(r, "", NULL);
+	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
+	rig_limit(r, 6 * KT_HUGE);
+	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
+	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
+		usleep(10000);
+	newcomer_takes(&other);
+	had = other.n;
+	CHECK(had > 0);
+	for (int i = 0; i < 3; i++) {
+		_Atomic bool stop = false;
+		struct greedy g = {&other, &stop};
+		pthread_t t;
+
+		CHECK(!pthread_create(&t, NULL, greedy_main, &g));
+		daemon_upgrade(&r->d);
+		atomic_store(&stop, true);
+		pthread_join(t, NULL);
+		CHECK_EQ(other.n, had);
+	}
+	comes_back(r);
 	newcomer_leaves(&other);
 	rig_limit(r, 0);
 	rig_check_all(r);
@@ -152,10 +211,8 @@ static void cached(struct rig *r)
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
-		{"writes", writes},
-		{"dry", dry},
-		{"reserved", reserved},
-		{"cached", cached},
+		{"writes", writes},	      {"dry", dry},	  {"reserved", reserved},
+		{"handed_over", handed_over}, {"cached", cached},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
