@@ -13,7 +13,7 @@ from ebbguest.testing import expect, expect_sound, main, squeeze, step
 
 VM = "kill"
 DATA_MIB = 64
-# EBB_ROUNDS=20 for more: each is a kill and an upgrade.
+# More with cmake -DEBB_ROUNDS=20, which sets this: each is a kill and an upgrade.
 ROUNDS = int(os.environ.get("EBB_ROUNDS", "2"))
 
 
