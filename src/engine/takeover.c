@@ -210,8 +210,30 @@ static void restore_pin(struct block *b, uint64_t unit)
 	}
 }
 
+/*
+ * Units of the run whose entry and away bit agree and are not to be believed all the same, as the
+ * run's sum tells: they say that nothing is away, and then their page is there, all of it.
+ */
+static void doubt(struct block *b, uint64_t first, bool sound[PAGE_TABLE_RUN])
+{
+	bool suspect[PAGE_TABLE_RUN];
+
+	for (uint64_t i = 0; i < PAGE_TABLE_RUN; i++)
+		sound[i] = first + i >= b->units ||
+			   page_entry_sound(page_table_get(&b->table, first + i),
+					    page_table_away(&b->table, first + i),
+					    unit_owner(b, first + i));
+	if (!page_table_suspects(&b->table, first, sound, suspect))
+		return;
+	for (uint64_t i = 0; i < PAGE_TABLE_RUN; i++)
+		if (suspect[i] && cached_bytes(b, first + i) != block_unit_bytes(b))
+			sound[i] = false;
+}
+
 static int repair_block(struct takeover *t, struct block *b)
 {
+	bool believed[PAGE_TABLE_RUN], doubtful = false;
+
 	for (uint64_t u = 0; u < b->units; u++) {
 		bool away = page_table_away(&b->table, u), sound;
 		uint64_t was, e;
@@ -223,8 +245,14 @@ static int repair_block(struct takeover *t, struct block *b)
 			u += PAGE_TABLE_RUN - 1;
 			continue;
 		}
+		if (u % PAGE_TABLE_RUN == 0) {
+			doubtful = !page_table_sum_fits(&b->table, u);
+			if (doubtful)
+				doubt(b, u, believed);
+		}
 		e = was = page_table_get(&b->table, u);
-		sound = page_entry_sound(was, away, unit_owner(b, u));
+		sound = doubtful ? believed[u % PAGE_TABLE_RUN]
+				 : page_entry_sound(was, away, unit_owner(b, u));
 		if (sound)
 			e = repair(b, u, was, away);
 		if (!sound || !renumber(t, &e)) {
@@ -241,6 +269,8 @@ static int repair_block(struct takeover *t, struct block *b)
 		if (page_entry_state(e) == PE_PINNED)
 			restore_pin(b, u);
 		account(t, b, e, 1);
+		if (doubtful && (u % PAGE_TABLE_RUN == PAGE_TABLE_RUN - 1 || u == b->units - 1))
+			page_table_seal(&b->table, u);
 	}
 	if (b->kind == BLOCK_THP)
 		thp_settle(b);

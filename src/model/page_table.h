@@ -26,6 +26,11 @@
  * They are apart from the entries, and a run's 64 bytes of them apart from its leaf, so that damage
  * to one of the two is told by the other.
  *
+ * The directory word of a run with a leaf holds the sum of the run's away set: the exclusive or of
+ * a number for each unit whose bit is set. It changes right after the bit, while the unit is owned.
+ * So an entry and its bit that were both changed, and agree, are told by the sum, and which unit it
+ * was by the number: page_table_suspects(). Tables of version 1 ("EBBTBL01") have no sums.
+ *
  * Any thread, lock-free but for the one-time fill of a leaf, for which others spin (512 stores).
  * The table makes no system call; touching a new leaf makes the kernel allocate a page for it.
  */
@@ -39,6 +44,7 @@ struct page_table {
 	_Atomic uint64_t *away;
 	_Atomic uint64_t *leaves;
 	uint64_t units;
+	bool sums;
 };
 
 /* Bytes of memory for a table of `units` (address space; what is touched is less). */
@@ -79,6 +85,20 @@ void page_table_set_run(struct page_table *pt, uint64_t first, uint64_t count, e
 
 /* The unit's "away" bit: its content is neither in the page cache nor zero. */
 bool page_table_away(const struct page_table *pt, uint64_t unit);
+/* Whether the sum of the run of `unit` fits its bits. */
+bool page_table_sum_fits(const struct page_table *pt, uint64_t unit);
+/*
+ * When it does not, which units could be why; before anything in the run is repaired. sound[i]:
+ * that entry of the run and its bit agree (units of the last run that are beyond the table are
+ * sound). What its owner had not come to, when it died, is none. Sets suspect[i] for the units of
+ * the run whose entries and bits say that they are not away, while the sum says that they are; all
+ * that say so, when these cannot be told. Returns how many.
+ */
+unsigned int page_table_suspects(const struct page_table *pt, uint64_t unit,
+				 const bool sound[PAGE_TABLE_RUN], bool suspect[PAGE_TABLE_RUN]);
+/* Makes the sum of the run of `unit` fit its bits; by whoever takes over, after the repair. */
+void page_table_seal(struct page_table *pt, uint64_t unit);
+
 /* Any such bit in the run of `unit`. */
 bool page_table_run_away(const struct page_table *pt, uint64_t unit);
 

@@ -372,6 +372,156 @@ static void test_open_refuses_what_is_damaged(void **state)
 	drop(&f);
 }
 
+/* ---- the sum, a third witness ---- */
+
+#define FITS(f, unit) assert_true(page_table_sum_fits(&(f).pt, unit))
+
+/* As damage does it: an entry and its bit, which agree, and nothing else. */
+static void deny(struct fixture *f, uint64_t unit)
+{
+	assert_int_equal(page_table_get(&f->pt, unit), PE_EVICTED);
+	atomic_store(&f->pt.leaves[unit], PE_RESIDENT);
+	atomic_fetch_and(&f->pt.away[unit / 64], ~(UINT64_C(1) << unit % 64));
+}
+
+static void flip_bit(struct fixture *f, uint64_t unit)
+{
+	atomic_fetch_xor(&f->pt.away[unit / 64], UINT64_C(1) << unit % 64);
+}
+
+/* Every fourth unit of two runs is evicted. */
+static struct fixture quarter_away(void)
+{
+	struct fixture f = make(UNITS);
+
+	for (uint64_t u = 0; u < 2 * RUN; u++)
+		page_table_repair(&f.pt, u, u % 4 ? PE_RESIDENT : PE_EVICTED);
+	FITS(f, 0);
+	FITS(f, RUN);
+	return f;
+}
+
+/* What a takeover would find in the run of unit: the given ones (-1: none) and no others. */
+static void expect_suspects(struct fixture *f, uint64_t unit, int64_t a, int64_t b)
+{
+	bool sound[RUN], suspect[RUN];
+	uint64_t first = unit / RUN * RUN;
+
+	for (uint64_t i = 0; i < RUN; i++) {
+		enum page_state s = page_entry_state(page_table_get(&f->pt, first + i));
+
+		sound[i] = page_state_owned(s) ||
+			   page_table_away(&f->pt, first + i) == page_state_away(s);
+	}
+	assert_int_equal(page_table_suspects(&f->pt, unit, sound, suspect), (a >= 0) + (b >= 0));
+	for (uint64_t i = 0; i < RUN; i++)
+		assert_int_equal(suspect[i],
+				 (int64_t)(first + i) == a || (int64_t)(first + i) == b);
+}
+
+static void test_the_sum_follows(void **state)
+{
+	struct fixture f = make(UNITS);
+	uint64_t u = RUN + 70;
+
+	page_table_set_run(&f.pt, 0, 2 * RUN, PE_RESIDENT);
+	for (uint64_t i = 0; i < 3; i++) {
+		change(&f, u + i, PE_RESIDENT, PE_PROTECTED);
+		change(&f, u + i, PE_PROTECTED, PE_STORING);
+		change(&f, u + i, PE_STORING, PE_PUNCHING);
+		FITS(f, u);
+	}
+	change(&f, u, PE_PUNCHING, PE_UNPROTECTING);
+	FITS(f, u);
+	leave(&f, u + 1, PE_EVICTED);
+	leave(&f, u + 2, PE_EVICTED);
+	change(&f, u + 1, PE_EVICTED, PE_LOADING);
+	leave(&f, u + 1, PE_RESIDENT);
+	change(&f, u + 2, PE_EVICTED, PE_CLEARING);
+	FITS(f, u);
+	leave(&f, u + 2, PE_LOST);
+	FITS(f, u);
+	expect_suspects(&f, u, -1, -1);
+	drop(&f);
+}
+
+static void test_the_sum_denies(void **state)
+{
+	struct fixture f = quarter_away();
+	struct page_table again;
+
+	deny(&f, 8);
+	expect_suspects(&f, 0, 8, -1);
+	/* Also to who opens it then. */
+	assert_int_equal(page_table_open(&again, f.memory, f.bytes), 0);
+	assert_false(page_table_sum_fits(&again, 8));
+	assert_true(page_table_sum_fits(&again, RUN));
+	deny(&f, 500);
+	expect_suspects(&f, 0, 8, 500);
+	/* Bits that do not agree with their entries are told without the sum. */
+	for (uint64_t u = 100; u < 110; u++)
+		flip_bit(&f, u);
+	expect_suspects(&f, 0, 8, 500);
+	page_table_seal(&f.pt, 0);
+	FITS(f, 0);
+	drop(&f);
+}
+
+/* Many at once cannot be told one by one. */
+static void test_the_sum_denies_all(void **state)
+{
+	struct fixture f = quarter_away();
+	bool sound[RUN], suspect[RUN];
+
+	memset(sound, 1, sizeof(sound));
+	for (uint64_t u = 40; u < 52; u += 4)
+		deny(&f, u);
+	assert_int_equal(page_table_suspects(&f.pt, 0, sound, suspect), RUN * 3 / 4 + 3);
+	for (uint64_t i = 0; i < RUN; i++)
+		assert_int_equal(suspect[i], i % 4 || (i >= 40 && i < 52));
+	drop(&f);
+}
+
+/* The owner of a unit died between its bit and the sum: that says nothing of others. */
+static void test_the_sum_is_late(void **state)
+{
+	static const enum page_state owned[] = {PE_PUNCHING, PE_LOADING, PE_CLEARING};
+	struct fixture f = quarter_away();
+
+	for (uint64_t i = 0; i < 3; i++) {
+		atomic_store(&f.pt.leaves[RUN + 4 * i], page_entry_bare(owned[i]));
+		flip_bit(&f, RUN + 4 * i);
+	}
+	assert_false(page_table_sum_fits(&f.pt, RUN));
+	expect_suspects(&f, RUN, -1, -1);
+	deny(&f, RUN + 100);
+	expect_suspects(&f, RUN, RUN + 100, -1);
+	/* A whole batch of them, of which two are late. */
+	for (uint64_t u = RUN + 200; u < RUN + 400; u += 4)
+		atomic_store(&f.pt.leaves[u], page_entry_bare(PE_PUNCHING));
+	flip_bit(&f, RUN);
+	flip_bit(&f, RUN + 4);
+	flip_bit(&f, RUN + 204);
+	expect_suspects(&f, RUN, RUN + 100, -1);
+	drop(&f);
+}
+
+/* What versions without sums left. */
+static void test_without_sums(void **state)
+{
+	struct fixture f = quarter_away();
+	struct page_table again;
+
+	*(uint64_t *)f.memory = UINT64_C(0x31304c4254424245); /* "EBBTBL01" */
+	for (uint64_t run = 0; run < 2; run++)
+		*dir_word(&f, run) = DIR_LEAF | UINT64_C(0x005a5a5a5a5a5a5a);
+	assert_int_equal(page_table_open(&again, f.memory, f.bytes), 0);
+	assert_true(page_table_sum_fits(&again, 0));
+	page_table_repair(&again, 0, page_entry_bare(PE_RESIDENT));
+	assert_int_equal(*dir_word(&f, 0), DIR_LEAF | UINT64_C(0x005a5a5a5a5a5a5a));
+	drop(&f);
+}
+
 /* The promise: at most 0.2 % of RAM with 4 KiB units, with every unit in a state of its own. */
 static void test_footprint(void **state)
 {
@@ -464,6 +614,11 @@ int main(void)
 		cmocka_unit_test(test_open_refuses_what_is_damaged),
 		cmocka_unit_test(test_the_away_bit_follows),
 		cmocka_unit_test(test_open_mends_the_directory),
+		cmocka_unit_test(test_the_sum_follows),
+		cmocka_unit_test(test_the_sum_denies),
+		cmocka_unit_test(test_the_sum_denies_all),
+		cmocka_unit_test(test_the_sum_is_late),
+		cmocka_unit_test(test_without_sums),
 		cmocka_unit_test(test_footprint),
 		cmocka_unit_test(test_two_threads_fill_one_leaf),
 	};

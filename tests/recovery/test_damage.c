@@ -18,6 +18,7 @@
 #include "attach/native.h"
 #include "base/clock.h"
 #include "kernel/kernel_test.h"
+#include "model/page_table.h"
 #include "stress/daemon.h"
 #include "stress/tagged.h"
 
@@ -25,18 +26,22 @@
  * Theory of operation
  *
  * This process is the VMM of some VMs whose pages are tagged. In each round all of them are
- * evicted, the daemon is killed, and of all VMs but the first ("sound") a kept piece is changed: a
- * bit, a byte, a word, or a run of bytes, anywhere where there is data. The next daemon is given
- * all of it. It may refuse a VM as a whole, in words; then the damage is mended and it is offered
- * again, which must work: nobody has lost anything. Or it takes the VM over; then each page must be
- * right, or a memory error (SIGBUS, from UFFDIO_POISON), and those are counted as lost. Never
- * anything else, never a hang; the sound VM has lost nothing; and the daemon lives.
+ * evicted, the daemon is killed, and of all VMs but the first ("sound") a kept piece is changed in
+ * up to three places: a bit, a byte, a word, or a run of bytes, anywhere where there is data. Of
+ * one the entries of one or two evicted pages are made to say that these are resident, and the away
+ * bits with them, as if they had never been evicted: only the sum of the bits tells. The next
+ * daemon is given all of it. It may refuse a VM as a whole, in words; then the damage is mended and
+ * it is offered again, which must work: nobody has lost anything. Or it takes the VM over; then
+ * each page must be right, or a memory error (SIGBUS, from UFFDIO_POISON), and those are counted as
+ * lost. Never anything else, never a hang; the sound VM has lost nothing; and the daemon lives.
  */
 
-#define VMS	  5
-#define CHANGES	  3 /* of one piece, at most */
-#define RUN_BYTES 64
-#define HANG_S	  300
+#define VMS	   5
+#define CHANGES	   4  /* of one piece, at most */
+#define DENIER	   2  /* the victim whose entries deny */
+#define DENIED_MAX 2u /* of so many pages at most */
+#define RUN_BYTES  64
+#define HANG_S	   300
 
 static const char *const pieces[] = {"vm", "table:0", "space:compressed:store"};
 
@@ -52,7 +57,7 @@ struct victim {
 	struct native *vmm;
 	struct area ram;
 	struct change change[CHANGES];
-	unsigned int n_changes;
+	unsigned int n_changes, denied;
 	char what[512];
 };
 
@@ -102,19 +107,40 @@ static off_t pick_place(int fd, uint64_t *seed)
 	return at[0][0];
 }
 
+static int open_piece(const struct victim *v, const char *piece)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", native_kept_fd(v->vmm, piece));
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		err(1, "%s of %s", piece, v->name);
+	return fd;
+}
+
+/* What is at that place becomes that. */
+static void change(struct victim *v, const char *piece, off_t at, const void *now, size_t bytes)
+{
+	struct change *c = &v->change[v->n_changes++];
+
+	c->fd = open_piece(v, piece);
+	c->at = at;
+	c->bytes = bytes;
+	if (pread(c->fd, c->was, bytes, at) != (ssize_t)bytes ||
+	    pwrite(c->fd, now, bytes, at) != (ssize_t)bytes)
+		err(1, "a change");
+}
+
 /* at < 0: anywhere. */
 static void damage_once(struct victim *v, const char *piece, off_t at, uint64_t *seed)
 {
 	struct change *c = &v->change[v->n_changes++];
 	unsigned char now[RUN_BYTES];
-	char path[64];
 	size_t used;
 	uint64_t kind = rng(seed) % 4;
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", native_kept_fd(v->vmm, piece));
-	c->fd = open(path, O_RDWR | O_CLOEXEC);
-	if (c->fd < 0)
-		err(1, "%s of %s", piece, v->name);
+	c->fd = open_piece(v, piece);
 	c->at = at < 0 ? pick_place(c->fd, seed) : at;
 	c->bytes = kind < 2 ? 1 : kind == 2 ? 8 : RUN_BYTES;
 	c->at -= kind >= 2 ? c->at % (off_t)c->bytes : 0;
@@ -137,15 +163,42 @@ static void damage(struct victim *v, uint64_t *seed)
 {
 	/* The record is small, and refused as a whole: less often. */
 	const char *piece = pieces[rng(seed) % 8 ? 1 + rng(seed) % 2 : 0];
-	/*
-	 * A table has two witnesses of each unit (docs/adr/0008), and one piece of damage can reach
-	 * one of them only; content has its checksum.
-	 */
-	bool store = piece == pieces[2];
-	unsigned int n = store ? 1 + (unsigned int)(rng(seed) % CHANGES) : 1;
+	/* A table has three witnesses of each unit (docs/adr/0008); content has its checksum. */
+	unsigned int n = 1 + (unsigned int)(rng(seed) % 3);
 
 	while (n--)
 		damage_once(v, piece, -1, seed);
+}
+
+/* One or two entries, each with its away bit, deny that their pages are away. */
+static void deny(struct victim *v, uint64_t *seed)
+{
+	int fd = open_piece(v, pieces[1]);
+	struct page_table pt;
+	struct stat st;
+	char *base;
+
+	if (fstat(fd, &st))
+		err(1, "fstat");
+	base = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (base == MAP_FAILED || page_table_open(&pt, base, (uint64_t)st.st_size))
+		errx(1, "the table of %s cannot be read", v->name);
+	v->denied = 1 + (unsigned int)(rng(seed) % DENIED_MAX);
+	snprintf(v->what, sizeof(v->what), "%u entries that deny", v->denied);
+	for (unsigned int n = 0; n < v->denied;) {
+		const uint64_t resident = page_entry_bare(PE_RESIDENT);
+		uint64_t u = rng(seed) % pt.units;
+		char *bits = (char *)pt.away + u / 8, cleared;
+
+		if (page_entry_state(page_table_get(&pt, u)) != PE_EVICTED)
+			continue;
+		cleared = (char)(*bits & ~(1 << u % 8));
+		change(v, pieces[1], (char *)&pt.leaves[u] - base, &resident, sizeof(resident));
+		change(v, pieces[1], bits - base, &cleared, 1);
+		n++;
+	}
+	munmap(base, (size_t)st.st_size);
+	close(fd);
 }
 
 /* Both copies of the record, which is then refused. */
@@ -238,6 +291,8 @@ static void check_victim(struct daemon *d, struct victim *v)
 	}
 	seen.taken++;
 	errors = look_through(v);
+	if (v->denied && errors != v->denied)
+		errx(1, "%s: %u memory errors", v->what, errors);
 	/* Who waits for a page goes on a moment before it is counted. */
 	for (int i = 0; (lost = daemon_vm_number(d, v->name, "pages-lost")) < errors && i < 3000;
 	     i++)
@@ -257,8 +312,13 @@ static void round_of(struct daemon *d, struct victim *v, size_t bytes, bool firs
 		evict(d, &v[i]);
 	}
 	daemon_end(d);
-	for (int i = 1; i < VMS; i++)
-		damage(&v[i], seed);
+	for (int i = 1; i < VMS; i++) {
+		v[i].denied = 0;
+		if (i == DENIER)
+			deny(&v[i], seed);
+		else
+			damage(&v[i], seed);
+	}
 	if (first) {
 		forget_changes(&v[1], true);
 		damage_record(&v[1], seed);

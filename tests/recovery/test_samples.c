@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* test_samples.c: kept pieces of released versions, frozen in samples/, are read by today's code.
  */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,9 +16,9 @@
 #include "model/page_table.h"
 
 /*
- * Copies of the memfds that the daemon made for a VM of 2 MiB, half of it evicted, in a region of
- * which every page was written. They are never made anew: when one cannot be read any more, VMs
- * that run cannot be taken over by the new version after a crash.
+ * Copies of the memfds that the daemon made for a VM of 2 MiB (table-2: 1 MiB), half of it evicted,
+ * in a region of which every page was written. They are never made anew: when one cannot be read
+ * any more, VMs that run cannot be taken over by the new version after a crash.
  */
 
 static void *load(const char *name, size_t *bytes)
@@ -85,11 +86,43 @@ static void test_table_1(void **state)
 	free(data);
 }
 
+/* With sums. */
+static void test_table_2(void **state)
+{
+	unsigned int evicted = 0;
+	struct page_table pt;
+	size_t bytes;
+	void *data = load("table-2.bin", &bytes);
+
+	(void)state;
+	assert_int_equal(page_table_open(&pt, data, bytes), 0);
+	assert_int_equal(pt.units, 256);
+	assert_true(page_table_sum_fits(&pt, 0));
+	for (uint64_t u = 0; u < pt.units; u++) {
+		uint64_t e = page_table_get(&pt, u);
+
+		assert_true(page_entry_sound(e, page_table_away(&pt, u), u + 1));
+		evicted += page_entry_state(e) == PE_EVICTED && page_entry_tier(e) == 1;
+	}
+	assert_in_range(evicted, 64, 128);
+	/* Not by chance: one bit less, and they do not. */
+	for (uint64_t u = 0; u < pt.units; u++)
+		if (page_table_away(&pt, u)) {
+			pt.away[u / 64] &= ~(UINT64_C(1) << u % 64);
+			break;
+		}
+	assert_false(page_table_sum_fits(&pt, 0));
+	((char *)data)[7]++; /* of version 3 */
+	assert_int_equal(page_table_open(&pt, data, bytes), -EUCLEAN);
+	free(data);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_record_2),
 		cmocka_unit_test(test_table_1),
+		cmocka_unit_test(test_table_2),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
