@@ -33,7 +33,7 @@
 #define ORDER_MAX	       9
 #define EXTENT_MAX	       (1u << ORDER_MAX)
 #define EXTENT_BYTES_MAX       (UINT64_C(2) << 20)
-#define AGGRESSIVENESS_DEFAULT 2
+#define AGGRESSIVENESS_DEFAULT 4 /* 64 KiB after one pass of a scan, 2 MiB after three */
 #define ORDER_MASK	       0x0fu
 #define UNUSED		       0x10u
 #define VERDICT_UNITS	       64
@@ -318,7 +318,7 @@ static int elastic_restore(void *instance, const void *buf, uint64_t bytes)
 
 static const char *const options[] = {
 	"max-order: extents grow to at most 2^max-order units, and 2 MiB (0-9), default 9",
-	"aggressiveness: by how many orders one fault may let an extent grow (1-9), default 2",
+	"aggressiveness: by how many orders one fault may let an extent grow (1-9), default 4",
 	NULL,
 };
 

@@ -27,7 +27,8 @@
  * Between raises it fetches nothing, but `ahead` units behind a fault, which is 0.
  *
  * State: three lists of an eighth of the units, four bytes an entry, and a bit a unit (0.04 % of
- * RAM with 4 KiB units). on_fault appends to the record with one atomic addition; all else is serial.
+ * RAM with 4 KiB units). on_fault appends to the record with one atomic addition; all else is
+ * serial.
  */
 
 #define LIST_MIN    1024u

@@ -17,6 +17,21 @@ def sim(*args, status=0):
     return p
 
 
+def test_random_loads_are_left_alone(folder):
+    """At half of the memory no prefetcher makes them more than 2 % slower."""
+    policies = ["null", "sequential", "trend", "elastic", "correlation"]
+    for kind in "uniform", "zipf", "hotspot":
+        trace = "file=" + os.path.join(folder, kind)
+        sim("generate", kind, trace, "units=8192", "accesses=100000")
+        rows = json.loads(sim("--json", "replay", trace, "limit=50%", "reclaim=clock",
+                              *["prefetch=" + p for p in policies]).stdout)
+        rows = {r["prefetch"]: r for r in rows if r["prefetch"]}
+        null = rows["null"]
+        assert len(rows) == len(policies) and null["misses"] > 1000, rows
+        for name, row in rows.items():
+            assert row["slowdown"] + 1 <= 1.02 * (null["slowdown"] + 1), (kind, name, row)
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         trace = "file=" + os.path.join(folder, "trace")
@@ -38,6 +53,8 @@ def main():
         assert "example" in sim("replay", trace, "reclaim=" + so).stdout
         # The same each time.
         assert text == sim("replay", trace).stdout
+
+        test_random_loads_are_left_alone(folder)
 
         assert "ebb-sim" in sim("--help").stdout
         sim(status=2)
