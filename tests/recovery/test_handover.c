@@ -335,7 +335,7 @@ static void add_descriptors(struct replay *r, struct parcel *p)
 		}
 		if (fd < 0)
 			err(1, "a descriptor that is %s", is);
-		parcel_add_fd(p, fd);
+		json_decref(parcel_add_fd(p, fd)); /* the body has the index already */
 	}
 }
 
