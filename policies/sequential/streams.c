@@ -7,6 +7,7 @@
 #define WINDOW_MIN 4
 /* Faults of a run that come in slightly wrong order, or skip a unit, still belong to it. */
 #define SLACK 3
+#define LATE  16 /* units that are asked for again when they come too late */
 
 #define get(field)	  atomic_load_explicit(&(field), memory_order_relaxed)
 #define set(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
@@ -60,6 +61,19 @@ static int64_t begins(const struct stream *st, uint64_t unit, uint64_t reach)
 	return unit > pos ? (int64_t)away : -(int64_t)away;
 }
 
+/* `count` units from the one after `from` on. */
+static bool ask(struct stream_advice *out, uint64_t from, int64_t step, uint64_t count)
+{
+	uint64_t stride = step < 0 ? (uint64_t)-step : (uint64_t)step;
+
+	if (step < 0 && count > from / stride)
+		count = from / stride;
+	out->first = from + (uint64_t)step;
+	out->count = (uint32_t)count;
+	out->step = step;
+	return count > 0;
+}
+
 /* Moves the run on to unit, and asks for more when that is due. Holds the lock. */
 static bool advance(struct stream *st, const struct stream_settings *settings, uint64_t unit,
 		    bool hit, struct stream_advice *out)
@@ -67,7 +81,6 @@ static bool advance(struct stream *st, const struct stream_settings *settings, u
 	int64_t step = get(st->step);
 	uint64_t edge = get(st->edge), pos = get(st->pos);
 	uint64_t left = edge == pos ? 0 : steps_ahead(unit, edge, step);
-	uint64_t stride = step < 0 ? (uint64_t)-step : (uint64_t)step;
 
 	set(st->pos, unit);
 	if (!left)
@@ -77,28 +90,24 @@ static bool advance(struct stream *st, const struct stream_settings *settings, u
 	if (st->hits < settings->trigger || settings->window_max == 0)
 		return false;
 	/*
-	 * While more than half of what was asked for lies ahead it is on its way. (A fault that
-	 * is no hit within it means that it comes too late: more would come later still.)
+	 * A fault that is no hit within what was asked for: that comes too late, and more would
+	 * come later still. What is next may yet be brought with the fault itself.
 	 */
-	if (left * 2 > st->window || (left && !hit))
+	if (left && !hit)
+		return ask(out, unit, step, left < LATE ? left : LATE);
+	/* While more than half of what was asked for lies ahead it is on its way. */
+	if (left * 2 > st->window)
 		return false;
 	st->window = st->window < WINDOW_MIN / 2 ? WINDOW_MIN : st->window * 2;
 	if (st->window > settings->window_max)
 		st->window = settings->window_max;
 	edge = left ? edge : unit;
-	out->count = st->window;
-	out->step = step;
-	if (step < 0) {
-		if (out->count > edge / stride)
-			out->count = (uint32_t)(edge / stride);
-		out->first = edge - stride;
-		edge -= out->count * stride;
-	} else {
-		out->first = edge + stride;
-		edge += out->count * stride;
+	if (!ask(out, edge, step, st->window)) {
+		set(st->edge, edge);
+		return false;
 	}
-	set(st->edge, edge);
-	return out->count > 0;
+	set(st->edge, edge + (uint64_t)(step * (int64_t)out->count));
+	return true;
 }
 
 static struct stream *find(struct streams *s, uint64_t unit, uint64_t reach, uint32_t group,

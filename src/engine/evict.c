@@ -588,17 +588,24 @@ static uint64_t finish(struct evict_context *c, struct block *b, unsigned int n)
 static void look_at_prefetched(struct evict_context *c, struct block *b, unsigned int n)
 {
 	struct mapping *m = atomic_load(&b->mappings[0]);
+	struct item *items = c->at->items;
+	unsigned int len;
 
-	for (unsigned int i = 0; m && i < n; i++) {
-		uint64_t bit = 0, addr;
+	for (unsigned int i = 0; m && vm_has_tracker(b->vm) && i < n; i += len) {
+		uint64_t bits[EVICT_BATCH_MAX / 64], addr = mapping_addr(m, items[i].unit);
 
-		if (!(c->at->items[i].entry & PE_PREFETCHED) || !vm_has_tracker(b->vm))
+		len = 1;
+		if (!(items[i].entry & PE_PREFETCHED))
 			continue;
-		addr = mapping_addr(m, c->at->items[i].unit);
-		c->at->items[i].unused =
-			pagemap_present(m->att->pagemap_fd, addr, addr + block_unit_bytes(b),
-					block_unit_bytes(b), &bit) == 0 &&
-			!(bit & 1);
+		while (i + len < n && (items[i + len].entry & PE_PREFETCHED) &&
+		       items[i + len].unit == items[i].unit + len)
+			len++;
+		if (pagemap_present(m->att->pagemap_fd, addr,
+				    addr + ((uint64_t)len << b->unit_shift), block_unit_bytes(b),
+				    bits))
+			continue;
+		for (unsigned int k = 0; k < len; k++)
+			items[i + k].unused = !(bits[k / 64] >> k % 64 & 1);
 	}
 }
 

@@ -26,7 +26,8 @@
  * wake of the whole range when there is room), a kernel that says EAGAIN gets the fault back by
  * waking it. A fault that finds all slots for asynchronous loads taken stands in a queue, from
  * which each load that is done takes one, of another VM than its own if there is any: so a VM with
- * many faults in flight does not keep the others from theirs.
+ * many faults in flight does not keep the others from theirs. What a policy wants ahead is brought
+ * here only where it follows the fault at once, in one short run, after the fault (prefetch.c).
  *
  * On this path: no allocation, no lock but a block's pin_lock, no log. All memory is mapped and
  * populated when the worker is made.
@@ -105,8 +106,8 @@ struct wanted {
 	uint64_t start_ns;
 };
 
-static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool write, uint32_t flags,
-		     uint32_t thread)
+static void resolved(struct fault_worker *w, struct block *b, uint64_t unit, uint64_t start_ns,
+		     bool write, uint32_t flags, uint32_t thread)
 {
 	struct vm *vm = b->vm;
 	struct policy_instance *p = atomic_load(&vm->prefetch.instance);
@@ -138,8 +139,7 @@ static void resolved(struct block *b, uint64_t unit, uint64_t start_ns, bool wri
 		struct ebb_range asks[PREFETCH_ASKS];
 		uint32_t n = policy_prefetch_fault(p, &f, asks, PREFETCH_ASKS);
 
-		if (n)
-			prefetch_push(vm, asks, n);
+		prefetch_asked(&w->loader, b, unit, asks, n);
 	}
 }
 
@@ -222,7 +222,7 @@ static void place(struct fault_worker *w, struct block *b, uint64_t unit, uint64
 		flags |= FAULT_REFAULT;
 	}
 	check_limit(vm);
-	resolved(b, unit, start_ns, write, flags, thread);
+	resolved(w, b, unit, start_ns, write, flags, thread);
 }
 
 /* The backend has the content but could not give it now: as it was; the keeper tries again. */
@@ -895,6 +895,7 @@ int fault_worker_new(struct engine *eng, unsigned int index, struct fault_worker
 			HUGE_LOADS * UNIT_MAX_BYTES + LOADS * UINT64_C(4096));
 	if (r)
 		goto fail;
+	loader_populate(w->loader.buffers, LOADER_RUN * UINT64_C(4096));
 	buf = loader_more(&w->loader);
 	/* The 2 MiB buffers first: they are the ones that need the alignment. */
 	for (unsigned int i = LOADS; i < LOADS + HUGE_LOADS; i++, buf += UNIT_MAX_BYTES)

@@ -199,6 +199,8 @@ int unit_protect_run(struct block *b, uint64_t unit, uint64_t n);
  *   -ESRCH   the VM is gone        others   the range is not there any more
  */
 int unit_fill(struct block *b, uint64_t unit, const void *data, bool *partial);
+/* The same for content of n units of 4 KiB, at once: how many, from the first on, are in place. */
+unsigned int unit_fill_run(struct block *b, uint64_t unit, const void *data, unsigned int n);
 /* Marks the unit unreadable for the guest; the caller owns it in LOADING, and sets LOST. */
 void unit_poison(struct block *b, uint64_t unit);
 /* True when the page cache has a page for the unit. tmpfs only: hugetlbfs cannot tell. */
@@ -266,6 +268,15 @@ void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern);
  * somebody else works on it, or what unit_fill() says; -EIO when its content is lost.
  */
 int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch);
+/*
+ * Prefetches at most `most` units from `unit` on, as far as they are evicted, those of 4 KiB with
+ * few calls. wait: slow tiers too, nothing else of this loader being in flight; else it is for
+ * units of 4 KiB, up to the first in such a tier. Returns how many units need not be tried again,
+ * at least 1; *brought: how many of them are in place now.
+ */
+#define LOADER_RUN 16u /* a fault on one of them waits for all */
+unsigned int loader_bring_back_run(struct loader *ld, struct block *b, uint64_t unit, uint64_t most,
+				   bool wait, unsigned int *brought);
 /*
  * The content is in `data` (NULL: zero) and the caller owns the unit in LOADING with `entry` from
  * before: puts it into place, leaves the state, accounts. write: the copy is stale right away.
@@ -387,9 +398,14 @@ bool ring_push(struct prefetch_ring *r, const struct ebb_range *range);
 bool ring_pop(struct prefetch_ring *r, struct ebb_range *out);
 int prefetcher_new(struct engine *eng, struct prefetcher **out);
 void prefetcher_free(struct prefetcher *p);
-/* From the fault path: hand ranges over. Never blocks; drops what does not fit. */
 void engine_prefetch_kick(struct engine *eng);
-void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n);
+/*
+ * From a fault worker, with its loader: what a policy asked for after a fault on `unit`, which is
+ * in place. The first range at once where it lies next to the unit, the rest later. Never blocks;
+ * drops what does not fit.
+ */
+void prefetch_asked(struct loader *ld, struct block *b, uint64_t unit, struct ebb_range *asks,
+		    uint32_t n);
 /* Behind all that. False when the queue is full. Not from the fault path: it allocates. */
 bool bulk_push(struct vm *vm, const struct ebb_range *range);
 

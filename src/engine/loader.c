@@ -127,52 +127,80 @@ void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern)
 		p[i] = pattern;
 }
 
-/* Waits until an I/O of ours is complete; others of this thread may be in flight on the channel. */
-static int wait_for(struct loader *ld, struct backend_channel *c, const struct ebb_io *io)
+/* A unit that is read. */
+struct coming {
+	uint64_t entry; /* of before, that names the copy */
+	int result;	/* -EINPROGRESS: not complete */
+	struct ebb_io io;
+};
+
+/* Takes what has completed on a channel; others of this thread may be in flight there. */
+static void take_completed(struct loader *ld, struct backend_channel *ch, struct coming *c,
+			   unsigned int n)
 {
-	struct pollfd pfd = {.fd = backend_event_fd(c), .events = POLLIN};
+	struct pollfd pfd = {.fd = backend_event_fd(ch), .events = POLLIN};
 	struct ebb_io *done;
 
-	for (;;) {
-		int n = backend_poll(c, &done, 1);
-
-		if (n == 1 && done == io)
-			return io->result;
-		if (n == 1 && ld->completed)
-			ld->completed(ld->completed_ctx, done);
-		if (n <= 0)
-			poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? 100 : 1);
+	if (backend_poll(ch, &done, 1) <= 0) {
+		poll(&pfd, pfd.fd >= 0, pfd.fd >= 0 ? 100 : 1);
+		return;
 	}
+	for (unsigned int i = 0; i < n; i++) {
+		if (done == &c[i].io) {
+			c[i].result = done->result;
+			return;
+		}
+	}
+	if (ld->completed)
+		ld->completed(ld->completed_ctx, done);
+}
+
+/* Begins to read a unit into buf; c->result says whether that is all. */
+static void begin_read(struct loader *ld, struct block *b, uint64_t unit, struct coming *c,
+		       void *buf, uint32_t io_flags)
+{
+	unsigned int tier = page_entry_tier(c->entry);
+	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
+	struct backend_channel *ch = loader_channel(ld, tier);
+	uint32_t bytes = (uint32_t)block_unit_bytes(b);
+	struct ebb_io *list = &c->io;
+
+	if (tier == PE_TIER_FILL) {
+		c->result = page_entry_fill_sound(c->entry, unit_owner(b, unit)) ? 0 : -EIO;
+		if (!c->result)
+			loader_fill_pattern(buf, bytes, page_entry_fill(c->entry));
+		return;
+	}
+	c->result = !space ? -EIO : -EAGAIN; /* the channel could not be opened so far */
+	if (!space || !ch)
+		return;
+	backend_io_prepare(&c->io, EBB_IO_LOAD, io_flags, space, page_entry_handle(c->entry), buf,
+			   bytes, 0);
+	c->io.owner = unit_owner(b, unit);
+	while (backend_submit(ch, &list, 1) != 1)
+		poll(NULL, 0, 1);
+	c->result =
+		backend_caps(backend_of(space)) & EBB_BACKEND_SYNC ? c->io.result : -EINPROGRESS;
+}
+
+/* Reads n units that follow each other; from slow tiers all at once. */
+static void read_units(struct loader *ld, struct block *b, uint64_t unit, struct coming *c,
+		       unsigned int n, void *buf, uint32_t io_flags)
+{
+	for (unsigned int i = 0; i < n; i++)
+		begin_read(ld, b, unit + i, &c[i], (char *)buf + (i << b->unit_shift), io_flags);
+	for (unsigned int i = 0; i < n; i++)
+		while (c[i].result == -EINPROGRESS)
+			take_completed(ld, loader_channel(ld, page_entry_tier(c[i].entry)), c, n);
 }
 
 int loader_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry, void *buf,
 		uint32_t io_flags)
 {
-	unsigned int tier = page_entry_tier(entry);
-	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
-	uint32_t bytes = (uint32_t)block_unit_bytes(b);
-	struct backend_channel *c;
-	struct ebb_io io, *list = &io;
+	struct coming c = {.entry = entry};
 
-	if (tier == PE_TIER_FILL) {
-		if (!page_entry_fill_sound(entry, unit_owner(b, unit)))
-			return -EIO;
-		loader_fill_pattern(buf, bytes, page_entry_fill(entry));
-		return 0;
-	}
-	c = loader_channel(ld, tier);
-	if (!space)
-		return -EIO;
-	if (!c)
-		return -EAGAIN; /* it could not be opened so far */
-	backend_io_prepare(&io, EBB_IO_LOAD, io_flags, space, page_entry_handle(entry), buf, bytes,
-			   0);
-	io.owner = unit_owner(b, unit);
-	while (backend_submit(c, &list, 1) != 1)
-		poll(NULL, 0, 1);
-	if (backend_caps(backend_of(space)) & EBB_BACKEND_SYNC)
-		return io.result;
-	return wait_for(ld, c, &io);
+	read_units(ld, b, unit, &c, 1, buf, io_flags);
+	return c.result;
 }
 
 void loader_flush_frees(struct loader *ld)
@@ -236,29 +264,16 @@ static bool keep_copy(struct vm *vm, unsigned int tier, bool write)
 	return (uint64_t)atomic_load(&vm->copies) < bound;
 }
 
-int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry,
-		 const void *data, bool write, bool prefetch)
+/* The content is in place: says so in the entry, which is from before, and accounts. */
+static void placed(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry, bool write,
+		   bool prefetch)
 {
 	struct vm *vm = b->vm;
 	unsigned int tier = page_entry_tier(entry);
 	bool was_none = page_entry_state(entry) == PE_NONE, keep, wanted;
 	int64_t bytes = (int64_t)block_unit_bytes(b);
-	bool partial = entry & PE_PARTIAL;
 	uint64_t to;
-	int r;
 
-	FAULT_POINT(place_begin);
-	r = unit_fill(b, unit, data, &partial);
-	FAULT_POINT(place_filled);
-	if (r < 0) {
-		/* As it was: the handle is still good. */
-		to = entry & ~PE_WANTED;
-		if (partial && !was_none)
-			to |= PE_PARTIAL;
-		if (page_table_leave(&b->table, unit, to))
-			unit_wake(b, unit);
-		return r;
-	}
 	/* An evicted unit was registered apart from its neighbours; also one discarded since. */
 	if (b->kind == BLOCK_THP) {
 		if (thp_is_split(b, unit))
@@ -288,6 +303,28 @@ int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 		unit_wake_others(b, unit);
 	if (!was_none && !keep)
 		loader_free_handle(ld, vm, tier, page_entry_handle(entry));
+}
+
+int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry,
+		 const void *data, bool write, bool prefetch)
+{
+	bool partial = entry & PE_PARTIAL;
+	uint64_t to;
+	int r;
+
+	FAULT_POINT(place_begin);
+	r = unit_fill(b, unit, data, &partial);
+	FAULT_POINT(place_filled);
+	if (r < 0) {
+		/* As it was: the handle is still good. */
+		to = entry & ~PE_WANTED;
+		if (partial && page_entry_state(entry) != PE_NONE)
+			to |= PE_PARTIAL;
+		if (page_table_leave(&b->table, unit, to))
+			unit_wake(b, unit);
+		return r;
+	}
+	placed(ld, b, unit, entry, write, prefetch);
 	return 0;
 }
 
@@ -311,6 +348,22 @@ void loader_lost(struct loader *ld, struct block *b, uint64_t unit, uint64_t ent
 		    (unsigned long long)(unit << b->unit_shift));
 }
 
+/* The content of a unit of ours could not be read: lost, or as it was. */
+static void not_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry, int r)
+{
+	if (r == -EIO || r == -EINVAL)
+		loader_lost(ld, b, unit, entry);
+	else if (page_table_leave(&b->table, unit, entry & ~PE_WANTED))
+		unit_wake(b, unit);
+}
+
+/* Reads as zero, so it need not be put over a page that has come there meanwhile. */
+static bool is_zero(const struct block *b, uint64_t unit, uint64_t entry)
+{
+	return page_entry_tier(entry) == PE_TIER_FILL && !page_entry_fill(entry) &&
+	       page_entry_fill_sound(entry, unit_owner(b, unit));
+}
+
 int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch)
 {
 	uint64_t e = page_table_get(&b->table, unit);
@@ -323,19 +376,86 @@ int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool pr
 	if (!page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_LOADING)))
 		return -EBUSY;
 	FAULT_POINT(fetch_owned);
-	if (page_entry_tier(e) == PE_TIER_FILL && !page_entry_fill(e) &&
-	    page_entry_fill_sound(e, unit_owner(b, unit)))
+	if (is_zero(b, unit, e))
 		return loader_place(ld, b, unit, e, NULL, false, prefetch);
 	r = loader_read(ld, b, unit, e, ld->buffers,
 			prefetch ? EBB_IO_PREFETCH : EBB_IO_BACKGROUND);
-	if (r == -EIO || r == -EINVAL) {
-		loader_lost(ld, b, unit, e);
-		return -EIO;
-	}
 	if (r) {
-		if (page_table_leave(&b->table, unit, e & ~PE_WANTED))
-			unit_wake(b, unit);
-		return r;
+		not_read(ld, b, unit, e, r);
+		return r == -EINVAL ? -EIO : r;
 	}
 	return loader_place(ld, b, unit, e, ld->buffers, false, prefetch);
+}
+
+static bool is_slow(const struct block *b, uint64_t entry)
+{
+	struct backend_space *space = atomic_load(&b->vm->spaces[page_entry_tier(entry)]);
+
+	return page_entry_tier(entry) != PE_TIER_FILL && space &&
+	       !(backend_caps(backend_of(space)) & EBB_BACKEND_SYNC);
+}
+
+/* Claims the units of a run that are evicted, up to the first that is not; returns how many. */
+static unsigned int claim_run(struct block *b, uint64_t unit, struct coming *c, unsigned int n,
+			      bool wait)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		uint64_t e = page_table_get(&b->table, unit + i);
+
+		if (page_entry_state(e) != PE_EVICTED || (!wait && is_slow(b, e)) ||
+		    !page_table_cas(&b->table, unit + i, &e, page_entry_in(e, PE_LOADING)))
+			return i;
+		c[i].entry = e;
+	}
+	return n;
+}
+
+/* Puts the contents of a run's first n units into place: with one call, if nothing is in the way.
+ */
+static unsigned int place_run(struct loader *ld, struct block *b, uint64_t unit,
+			      const struct coming *c, unsigned int n, const char *data)
+{
+	unsigned int at_once, done;
+
+	FAULT_POINT(place_begin);
+	at_once = done = n > 1 ? unit_fill_run(b, unit, data, n) : 0;
+	FAULT_POINT(place_filled);
+	for (unsigned int i = 0; i < at_once; i++)
+		placed(ld, b, unit + i, c[i].entry, false, true);
+	for (unsigned int i = at_once; i < n; i++)
+		done += !loader_place(
+			ld, b, unit + i, c[i].entry,
+			is_zero(b, unit + i, c[i].entry) ? NULL : data + (i << b->unit_shift),
+			false, true);
+	return done;
+}
+
+unsigned int loader_bring_back_run(struct loader *ld, struct block *b, uint64_t unit, uint64_t most,
+				   bool wait, unsigned int *brought)
+{
+	struct coming c[LOADER_RUN];
+	char *data = ld->buffers;
+	unsigned int n, len;
+
+	*brought = 0;
+	if (wait && (b->kind != BLOCK_SHMEM || most == 1)) {
+		*brought = loader_bring_back(ld, b, unit, true) == 0;
+		return 1;
+	}
+	n = claim_run(b, unit, c, most < LOADER_RUN ? (unsigned int)most : LOADER_RUN, wait);
+	if (!n)
+		return 1;
+	FAULT_POINT(fetch_owned);
+	read_units(ld, b, unit, c, n, data, EBB_IO_PREFETCH);
+	for (unsigned int i = 0; i < n; i += len) {
+		len = 1;
+		if (c[i].result) {
+			not_read(ld, b, unit + i, c[i].entry, c[i].result);
+			continue;
+		}
+		while (i + len < n && !c[i + len].result)
+			len++;
+		*brought += place_run(ld, b, unit + i, c + i, len, data + (i << b->unit_shift));
+	}
+	return n;
 }

@@ -13,18 +13,25 @@
 /*
  * Theory of operation
  *
- * Fault workers put the ranges that a policy asked for into their VM's ring and go on; this thread
- * takes them from there. What a policy wants brought back in bulk waits in a queue of its own
- * behind that, and is taken a slice at a time. It takes at most half of the VM's headroom, so that
- * no demand fault ever waits for its sake. A unit that it brought in is taken out of the VMM's page
- * table again (the page stays): then the first use maps it in the kernel, without us, and the
- * present bit tells later whether there was one. It also makes huge pages of units that came back
- * in small ones. How many ranges wait is bounded; what does not fit is dropped.
+ * What a policy asked for and lies next to the faulting unit, the fault worker brings at once, up
+ * to a run: for some microseconds a unit, where waking anybody costs many, and who follows a fault
+ * so closely would overtake it. The rest goes into the VM's ring, and this thread takes it from
+ * there. What a policy wants brought back in bulk waits in a queue of its own behind that, and is
+ * taken a slice at a time. It takes at most half of the VM's headroom, so that no demand fault ever
+ * waits for its sake; where that is taken, an evictor is woken and what was asked for ahead waits a
+ * moment. A unit that it brought in is taken out of the VMM's page table again (the page stays):
+ * then the first use maps it in the kernel, without us, and the present bit tells later whether
+ * there was one. It also makes huge pages of units that came back in small ones. How many ranges
+ * wait is bounded; what does not fit is dropped.
  */
 
 #define RANGE_MAX_UNITS 512u
 #define ZAP_BATCH	64u
 #define BULK_SLICE	64u /* units of the bulk queue before the rings are looked at again */
+#define IDLE_MS		1000
+#define SHARE		4		 /* see room() */
+#define SHARE_BESIDE	6		 /* what follows a fault at once is as good as asked for */
+#define ROOM_NS		(10 * NS_PER_MS) /* what has waited for room so long comes too late */
 
 struct prefetcher {
 	struct engine_thread t;
@@ -42,13 +49,6 @@ bool ring_push(struct prefetch_ring *r, const struct ebb_range *range)
 	r->slots[head % PREFETCH_RING] = *range;
 	atomic_store_explicit(&r->ready[head % PREFETCH_RING], true, memory_order_release);
 	return true;
-}
-
-void prefetch_push(struct vm *vm, const struct ebb_range *ranges, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		ring_push(&vm->prefetch_ring, &ranges[i]);
-	engine_prefetch_kick(vm->eng);
 }
 
 bool bulk_push(struct vm *vm, const struct ebb_range *range)
@@ -124,44 +124,19 @@ bool ring_pop(struct prefetch_ring *r, struct ebb_range *out)
 	return true;
 }
 
-static void unmap(struct block *b, const uint64_t *units, unsigned int n)
-{
-	struct mapping *m = atomic_load(&b->mappings[0]);
-	struct iovec v[ZAP_BATCH];
-
-	if (!m || !vm_has_tracker(b->vm) || b->kind == BLOCK_HUGETLB)
-		return;
-	for (unsigned int i = 0; i < n; i++)
-		v[i] = (struct iovec){(void *)(uintptr_t)mapping_addr(m, units[i]),
-				      block_unit_bytes(b)};
-	pageout_zap(m->att->pidfd, v, n);
-}
-
-/* A VM at its limit sits at its target: half of the headroom above it is the prefetcher's. */
-static bool room(struct vm *vm)
-{
-	uint64_t limit = atomic_load(&vm->limit_bytes), target = reclaim_target(vm);
-	uint64_t resident = (uint64_t)atomic_load(&vm->resident);
-
-	if (!limit)
-		return true;
-	/* As a fault does: an evictor that is woken for a few units costs more than they do. */
-	if (resident > reclaim_begin(vm))
-		engine_kick(vm);
-	return resident < target + (limit - target) / 2;
-}
-
-/* Units of one block that were brought in and are still mapped: one call unmaps them all. */
+/* Ranges of one process that were brought in and are still mapped: one call unmaps them all. */
 struct brought {
 	struct block *block;
-	uint64_t unit[ZAP_BATCH];
+	struct iovec at[ZAP_BATCH];
 	unsigned int n;
 };
 
 static void unmap_brought(struct brought *got)
 {
-	if (got->n)
-		unmap(got->block, got->unit, got->n);
+	struct mapping *m = got->n ? atomic_load(&got->block->mappings[0]) : NULL;
+
+	if (m)
+		pageout_zap(m->att->pidfd, got->at, got->n);
 	got->n = 0;
 }
 
@@ -173,34 +148,114 @@ static void unmap_brought(struct brought *got)
  */
 static bool stays_mapped(const struct block *b, bool bulk)
 {
-	return bulk && atomic_load(&b->minor);
+	return (bulk && atomic_load(&b->minor)) || !vm_has_tracker(b->vm) ||
+	       b->kind == BLOCK_HUGETLB;
 }
 
-/* False when there is no room for more. */
-static bool fetch(struct prefetcher *p, struct vm *vm, struct ebb_range range, bool bulk,
+static void to_unmap(struct brought *got, struct block *b, uint64_t unit, uint64_t units)
+{
+	struct mapping *m = atomic_load(&b->mappings[0]);
+
+	if (b != got->block || got->n == ZAP_BATCH)
+		unmap_brought(got);
+	got->block = b;
+	if (m)
+		got->at[got->n++] = (struct iovec){(void *)(uintptr_t)mapping_addr(m, unit),
+						   units << b->unit_shift};
+}
+
+/* Bytes that may come in until the resident memory is `share` eighths of the headroom above target.
+ */
+static uint64_t room(struct vm *vm, unsigned int share)
+{
+	uint64_t limit = atomic_load(&vm->limit_bytes), target = reclaim_target(vm);
+	uint64_t resident = (uint64_t)atomic_load(&vm->resident), most;
+
+	if (!limit)
+		return UINT64_MAX;
+	/* As a fault does: an evictor that is woken for a few units costs more than they do. */
+	if (resident > reclaim_begin(vm))
+		engine_kick(vm);
+	most = target + (limit - target) / 8 * share;
+	return resident < most ? most - resident : 0;
+}
+
+/* Brings back what there is room for, and takes it off the range, as it does what is no more. */
+static void fetch(struct loader *ld, struct vm *vm, struct ebb_range *range, bool bulk,
 		  struct brought *got)
 {
-	uint64_t unit;
+	uint64_t unit, most, n;
 
-	if (range.count > RANGE_MAX_UNITS)
-		range.count = RANGE_MAX_UNITS;
-	for (uint64_t i = 0; i < range.count; i++) {
-		struct block *at = vm_block_of(vm, range.first + i, &unit);
+	while (range->count) {
+		struct block *at = vm_block_of(vm, range->first, &unit);
+		unsigned int brought;
 
-		if (!at || atomic_load(&vm->dead))
-			return true;
-		if (!room(vm))
-			return false;
-		if (at != got->block || got->n == ZAP_BATCH)
-			unmap_brought(got);
-		got->block = at;
-		if (loader_bring_back(&p->loader, at, unit, true) == 0) {
-			vm_count(vm, COUNTER_prefetched);
-			if (!stays_mapped(at, bulk))
-				got->unit[got->n++] = unit;
+		if (!at || atomic_load(&vm->dead)) {
+			range->count = 0;
+			return;
 		}
+		most = room(vm, SHARE);
+		if (!most)
+			return;
+		/* One at least: a huge unit may be more than all of it. */
+		most = most >> at->unit_shift ? most >> at->unit_shift : 1;
+		if (most > range->count)
+			most = range->count;
+		if (most > at->units - unit)
+			most = at->units - unit;
+		n = loader_bring_back_run(ld, at, unit, most, true, &brought);
+		vm_add(vm, COUNTER_prefetched, brought);
+		if (brought && !stays_mapped(at, bulk))
+			to_unmap(got, at, unit, n);
+		range->first += n;
+		range->count -= n;
 	}
-	return true;
+}
+
+/* Brings what lies next to a fault's unit now, without waiting for a slow tier; off the range. */
+static void fetch_beside(struct loader *ld, struct block *b, uint64_t unit, struct ebb_range *range)
+{
+	uint64_t fault = b->first_unit + unit, n = room(b->vm, SHARE_BESIDE) >> b->unit_shift;
+	bool below = range->first + range->count == fault, above = range->first == fault + 1;
+	uint64_t most = below ? unit : b->units - unit - 1, done;
+	struct brought got = {.n = 0};
+	unsigned int brought;
+
+	if (most > LOADER_RUN)
+		most = LOADER_RUN;
+	if (most > range->count)
+		most = range->count;
+	if (n > most)
+		n = most;
+	if (b->kind != BLOCK_SHMEM || !(below || above) || !n)
+		return;
+	unit = below ? unit - n : unit + 1;
+	done = loader_bring_back_run(ld, b, unit, n, false, &brought);
+	vm_add(b->vm, COUNTER_prefetched, brought);
+	if (brought && !stays_mapped(b, false))
+		to_unmap(&got, b, unit, done);
+	unmap_brought(&got);
+	if (above)
+		range->first += done;
+	if (above || done == n)
+		range->count -= done;
+}
+
+void prefetch_asked(struct loader *ld, struct block *b, uint64_t unit, struct ebb_range *asks,
+		    uint32_t n)
+{
+	struct vm *vm = b->vm;
+	bool left = false;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (i == 0)
+			fetch_beside(ld, b, unit, &asks[i]);
+		if (asks[i].count)
+			left |= ring_push(&vm->prefetch_ring, &asks[i]);
+	}
+	/* While it waits for room it looks again by itself. */
+	if (left && !atomic_load(&vm->prefetch_waits))
+		engine_prefetch_kick(vm->eng);
 }
 
 static void collapse(struct vm *vm, uint64_t vm_unit)
@@ -217,6 +272,34 @@ static bool goes_on(struct vm *vm)
 	return !atomic_load(&vm->dead) && !atomic_load(&vm->eng->pause.background);
 }
 
+/* What faults asked for; true when some of it waits for room. */
+static bool fetch_ahead(struct prefetcher *p, struct vm *vm)
+{
+	struct brought got = {.n = 0};
+	struct ebb_range *range = &vm->ahead;
+	bool waits = false;
+
+	while (!waits && goes_on(vm) && (range->count || ring_pop(&vm->prefetch_ring, range))) {
+		if (range->count > RANGE_MAX_UNITS)
+			range->count = RANGE_MAX_UNITS;
+		fetch(&p->loader, vm, range, false, &got);
+		if (!range->count) {
+			vm->ahead_waits_ns = 0;
+			continue;
+		}
+		if (!vm->ahead_waits_ns)
+			vm->ahead_waits_ns = clock_ns();
+		waits = clock_ns() - vm->ahead_waits_ns < ROOM_NS;
+		if (!waits)
+			range->count = 0;
+	}
+	unmap_brought(&got);
+	atomic_store(&vm->prefetch_waits, waits);
+	if (waits)
+		engine_kick(vm);
+	return waits;
+}
+
 /*
  * A slice of the bulk queue; true when there may be more. A policy that asked for more than the
  * queue holds is asked again as soon as it is empty, by a tick.
@@ -224,18 +307,18 @@ static bool goes_on(struct vm *vm)
 static bool fetch_bulk(struct prefetcher *p, struct vm *vm)
 {
 	struct brought got = {.n = 0};
-	struct ebb_range range;
+	struct ebb_range range = {.count = 0};
 	uint64_t units = 0;
 
-	while (units < BULK_SLICE && bulk_pop(&vm->bulk, &range)) {
+	while (!range.count && units < BULK_SLICE && bulk_pop(&vm->bulk, &range)) {
 		units += range.count;
-		if (!fetch(p, vm, range, true, &got)) {
-			bulk_drop(&vm->bulk);
-			unmap_brought(&got);
-			return false;
-		}
+		fetch(&p->loader, vm, &range, true, &got);
 	}
 	unmap_brought(&got);
+	if (range.count) {
+		bulk_drop(&vm->bulk);
+		return false;
+	}
 	if (vm->bulk.drained) {
 		vm->bulk.drained = false;
 		policies_tick_prefetch(vm);
@@ -243,18 +326,17 @@ static bool fetch_bulk(struct prefetcher *p, struct vm *vm)
 	return units > 0;
 }
 
-/* True when there is bulk work left. */
-static bool work_on(struct prefetcher *p, struct vm *vm)
+/* How long it may sleep after this, in ms. */
+static int work_on(struct prefetcher *p, struct vm *vm)
 {
-	struct brought got = {.n = 0};
+	bool waits = fetch_ahead(p, vm);
 	struct ebb_range range;
 
-	while (goes_on(vm) && ring_pop(&vm->prefetch_ring, &range))
-		fetch(p, vm, range, false, &got);
-	unmap_brought(&got);
 	while (goes_on(vm) && ring_pop(&vm->collapse_ring, &range))
 		collapse(vm, range.first);
-	return goes_on(vm) && fetch_bulk(p, vm);
+	if (goes_on(vm) && fetch_bulk(p, vm))
+		return 0;
+	return waits ? 1 : IDLE_MS;
 }
 
 /*
@@ -274,7 +356,7 @@ static void *prefetcher_main(void *arg)
 	struct prefetcher *p = arg;
 	struct engine *eng = p->t.eng;
 	struct vm **vms = calloc(ENGINE_VMS_MAX, sizeof(*vms));
-	bool more = false;
+	int nap_ms = IDLE_MS;
 
 	go_early();
 	while (vms && !atomic_load(&eng->stop)) {
@@ -282,14 +364,17 @@ static void *prefetcher_main(void *arg)
 		unsigned int n;
 
 		loader_flush_frees(&p->loader);
-		loader_refresh(&p->loader, 1);
+		loader_refresh(&p->loader, LOADER_RUN);
 		if (engine_thread_pass(&p->t))
 			continue;
-		poll(&pfd, 1, more ? 0 : 1000);
-		more = false;
+		poll(&pfd, 1, nap_ms);
+		nap_ms = IDLE_MS;
 		n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
 		for (unsigned int i = 0; i < n; i++) {
-			more |= work_on(p, vms[i]);
+			int ms = work_on(p, vms[i]);
+
+			if (ms < nap_ms)
+				nap_ms = ms;
 			vm_put(vms[i]);
 		}
 	}
@@ -312,9 +397,11 @@ int prefetcher_new(struct engine *eng, struct prefetcher **out)
 		return -ENOMEM;
 	r = engine_thread_init(eng, &p->t);
 	if (!r)
-		r = loader_open(eng, &p->loader, 1, 0);
-	if (!r)
+		r = loader_open(eng, &p->loader, LOADER_RUN, 0);
+	if (!r) {
+		loader_populate(p->loader.buffers, LOADER_RUN * UINT64_C(4096));
 		r = engine_thread_start(&p->t, "ebb-prefetch", prefetcher_main, p);
+	}
 	if (r) {
 		prefetcher_free(p);
 		return r;

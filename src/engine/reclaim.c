@@ -119,7 +119,7 @@ static uint64_t wanted_bytes(const struct vm *vm, bool *urgent)
 	uint64_t limit = atomic_load(&vm->limit_bytes), want = 0;
 	int64_t job = atomic_load(&vm->reclaim_left);
 
-	*urgent = job > 0 || atomic_load(&vm->parked);
+	*urgent = job > 0 || atomic_load(&vm->parked) || atomic_load(&vm->prefetch_waits);
 	if (resident > target) {
 		want = resident - target;
 		/* Half of the headroom is gone: no more time to wait for something colder. */
@@ -300,6 +300,10 @@ bool reclaim_round(struct evict_context *c, struct vm *vm)
 	}
 	note_limit(vm);
 	reclaim_unpark(vm);
+	if (atomic_load(&vm->prefetch_waits) &&
+	    (uint64_t)atomic_load(&vm->resident) <= reclaim_begin(vm) &&
+	    atomic_exchange(&vm->prefetch_waits, false))
+		engine_prefetch_kick(vm->eng);
 	vm_add(vm, COUNTER_evict_cpu_ns, thread_cpu_ns() - cpu);
 	/* Nothing cold enough and nothing that must go: the next kick or tick asks again. */
 	return freed || (urgent && atomic_load(&vm->reclaim_dry) < DRY_ROUNDS);

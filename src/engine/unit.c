@@ -261,6 +261,17 @@ int unit_fill(struct block *b, uint64_t unit, const void *data, bool *partial)
 	return 0;
 }
 
+unsigned int unit_fill_run(struct block *b, uint64_t unit, const void *data, unsigned int n)
+{
+	struct mapping *m = atomic_load(&b->mappings[0]);
+	int64_t r;
+
+	if (!m || b->kind != BLOCK_SHMEM)
+		return 0;
+	r = uffd_copy(m->att->uffd, mapping_addr(m, unit), data, (uint64_t)n << b->unit_shift, 0);
+	return r > 0 ? (unsigned int)(r >> b->unit_shift) : 0;
+}
+
 void unit_poison(struct block *b, uint64_t unit)
 {
 	FOR_EACH_MAPPING(b, m, i)

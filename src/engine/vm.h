@@ -282,6 +282,9 @@ struct vm {
 	_Atomic bool reclaim_wants_faults;
 	struct prefetch_ring prefetch_ring, collapse_ring, zap_ring;
 	struct bulk_queue bulk;
+	struct ebb_range ahead;	 /* what is left of one from prefetch_ring; the prefetcher's own */
+	uint64_t ahead_waits_ns; /* since when there has been no room for it; 0: there is */
+	_Atomic bool prefetch_waits;	  /* an evictor that has made room wakes the prefetcher */
 	_Atomic(struct vm_trace *) trace; /* a recording under way; set and cleared by its job */
 	pthread_mutex_t op_lock;	  /* guards: */
 	struct loader *op_loader;	  /* of discards; made by the first */

@@ -133,6 +133,30 @@ static void test_hits_ask_for_more_in_time(void **state)
 	fake_vm_free(&v);
 }
 
+/* The guest overtakes what was asked for: what comes next is asked for with each of its faults. */
+static void test_late_units_are_asked_for_again(void **state)
+{
+	struct ebb_range out[16];
+	struct fake_vm v;
+
+	fake_vm_init(&v, UNITS);
+	start(&v);
+	set_option(v.prefetch, "trigger", "2");
+	fault(&v, 1000, 0, EBB_FAULT_LOADED, out);
+	for (uint64_t at = 1001, window = 4; window <= 64; at += window + 1, window *= 2)
+		assert_int_equal(fault(&v, at, 0, EBB_FAULT_LOADED, out), 1);
+	/* The last one was for 1066 to 1129. */
+	assert_int_equal(out[0].first, 1066);
+	assert_int_equal(out[0].count, 64);
+	assert_int_equal(fault(&v, 1070, 0, EBB_FAULT_LOADED, out), 1);
+	assert_int_equal(out[0].first, 1071);
+	assert_int_equal(out[0].count, 16);
+	assert_int_equal(fault(&v, 1120, 0, EBB_FAULT_LOADED, out), 1);
+	assert_int_equal(out[0].first, 1121);
+	assert_int_equal(out[0].count, 9);
+	fake_vm_free(&v);
+}
+
 static void test_only_what_is_evicted_is_asked_for(void **state)
 {
 	struct ebb_range out[16];
@@ -383,6 +407,7 @@ int main(void)
 		cmocka_unit_test(test_forward_run_doubles_its_window),
 		cmocka_unit_test(test_backward_run),
 		cmocka_unit_test(test_hits_ask_for_more_in_time),
+		cmocka_unit_test(test_late_units_are_asked_for_again),
 		cmocka_unit_test(test_only_what_is_evicted_is_asked_for),
 		cmocka_unit_test(test_never_over_the_end_of_a_block),
 		cmocka_unit_test(test_huge_units_are_bounded_in_bytes),
