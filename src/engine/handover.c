@@ -731,8 +731,11 @@ static int import_vm(struct engine *eng, const json_t *j, struct parcel *in, str
 	json_array_foreach(list(j, "peers"), i, item)
 		if (vm->n_peers < VM_PEERS_MAX)
 			vm->peers[vm->n_peers++] = (pid_t)json_integer_value(item);
-	json_array_foreach(list(j, "huge-reserve"), i, item)
-		huge_reserve_inherit(vm, parcel_take_fd(in, item));
+	json_array_foreach(list(j, "huge-reserve"), i, item) {
+		int fd = parcel_take_fd(in, item);
+
+		huge_reserve_inherit(vm, fd);
+	}
 	r = import_stores(vm, j, in, e);
 	json_array_foreach(list(j, "blocks"), i, item)
 		if (!r)
