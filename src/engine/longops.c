@@ -350,6 +350,7 @@ int engine_vm_reclaim(struct engine *eng, const char *name, uint64_t bytes, stru
 		bytes = (uint64_t)atomic_load(&vm->resident);
 	atomic_store(&p->total, bytes);
 	start = atomic_load(&vm->evicted_ever);
+	atomic_store(&vm->reclaim_idle, 0);
 	atomic_store(&vm->reclaim_dry, 0);
 	atomic_fetch_add(&vm->reclaim_left, (int64_t)bytes);
 	while (bytes) {
@@ -359,7 +360,7 @@ int engine_vm_reclaim(struct engine *eng, const char *name, uint64_t bytes, stru
 		atomic_store(&p->done, done < bytes ? done : bytes);
 		if (atomic_load(&vm->reclaim_left) <= 0 || atomic_load(&vm->dead) ||
 		    atomic_load(&vm->restoring) || atomic_load(&vm->suspended) ||
-		    atomic_load(&vm->reclaim_dry) >= 8)
+		    atomic_load(&vm->reclaim_idle) >= 8)
 			break;
 		if (atomic_load(&p->cancel)) {
 			r = error_set(e, ECANCELED, ERROR_CANCELLED, "cancelled");

@@ -218,7 +218,7 @@ static unsigned int pick(struct vm *vm, uint64_t units, bool urgent, uint64_t *o
 		for (uint64_t u = 0; u < ranges[i].count && n < ROUND_UNITS; u++)
 			out[n++] = ranges[i].first + u;
 	/* It names none, or for some time only what cannot be taken. */
-	if (urgent && (!n || atomic_load(&vm->reclaim_dry) >= DRY_ROUNDS / 2))
+	if (urgent && (!n || atomic_load(&vm->reclaim_idle) >= DRY_ROUNDS / 2))
 		n = sweep(vm, out, (unsigned int)units);
 	return n;
 }
@@ -259,16 +259,40 @@ static void note_limit(struct vm *vm)
 		    "%llu bytes above the limit", (unsigned long long)(resident - limit));
 }
 
+/*
+ * Counts towards reclaim_helpless(), beyond which faults are not parked. Only a round that had to
+ * find something does: any other may find nothing cold enough. And not one whose units the guest
+ * wrote to meanwhile, as it does where evictors get too little of the CPU: to slow the guest down
+ * is what parking is for. A guest that takes back as much as all of its memory, and that again and
+ * again, is not slowed down by it.
+ */
+static void note_dry(struct vm *vm, bool urgent, uint64_t freed, uint64_t taken_back)
+{
+	uint64_t resident = (uint64_t)atomic_load(&vm->resident) / vm_unit_bytes(vm);
+
+	if (freed) {
+		atomic_store(&vm->reclaim_idle, 0);
+		atomic_store(&vm->reclaim_dry, 0);
+		atomic_store(&vm->reclaim_lost, 0);
+	} else if (urgent) {
+		atomic_fetch_add(&vm->reclaim_idle, 1);
+		if (taken_back &&
+		    atomic_fetch_add(&vm->reclaim_lost, taken_back) + taken_back < resident)
+			return;
+		atomic_store(&vm->reclaim_lost, 0);
+		atomic_fetch_add(&vm->reclaim_dry, 1);
+	}
+}
+
 bool reclaim_round(struct evict_context *c, struct vm *vm)
 {
 	uint64_t victims[ROUND_UNITS], unit_bytes = vm_unit_bytes(vm), want, units, freed = 0;
-	uint64_t cpu = thread_cpu_ns();
+	uint64_t cpu = thread_cpu_ns(), taken_back;
 	int64_t proactive = atomic_load(&vm->proactive_left);
 	unsigned int n;
 	bool urgent;
 
 	if (atomic_load(&vm->dead) || atomic_load(&vm->restoring) || atomic_load(&vm->suspended)) {
-		atomic_store(&vm->reclaim_dry, DRY_ROUNDS);
 		reclaim_unpark(vm);
 		return false;
 	}
@@ -285,19 +309,19 @@ bool reclaim_round(struct evict_context *c, struct vm *vm)
 	pthread_mutex_lock(&vm->policy_lock);
 	n = pick(vm, units, urgent, victims);
 	pthread_mutex_unlock(&vm->policy_lock);
+	taken_back = atomic_load(&vm->counter[COUNTER_evictions_cancelled]);
 	if (n)
 		freed = evict_units(c, vm, victims, n);
+	taken_back = atomic_load(&vm->counter[COUNTER_evictions_cancelled]) - taken_back;
 	if (!want && proactive > 0)
 		atomic_fetch_sub(&vm->proactive_left, n ? (int64_t)n : proactive);
 	if (freed) {
 		if (atomic_load(&vm->reclaim_left) > 0)
 			atomic_fetch_sub(&vm->reclaim_left, (int64_t)freed);
-		atomic_store(&vm->reclaim_dry, 0);
 		if (atomic_load(&vm->chained))
 			demoter_kick(vm->eng);
-	} else {
-		atomic_fetch_add(&vm->reclaim_dry, 1);
 	}
+	note_dry(vm, urgent, freed, taken_back);
 	note_limit(vm);
 	reclaim_unpark(vm);
 	if (atomic_load(&vm->prefetch_waits) &&

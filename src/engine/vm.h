@@ -253,10 +253,13 @@ struct vm {
 	_Atomic int huge_reserve[HUGE_RESERVE_MAX]; /* see huge_reserve.c */
 
 	/* Reclaim. */
-	_Atomic bool kicked;		/* an evictor was told to look */
-	_Atomic bool parked;		/* faults wait for room */
-	_Atomic int64_t reclaim_left;	/* bytes that a vm-reclaim still wants */
-	_Atomic uint64_t reclaim_dry;	/* rounds in a row in which nothing could be evicted */
+	_Atomic bool kicked;	       /* an evictor was told to look */
+	_Atomic bool parked;	       /* faults wait for room */
+	_Atomic int64_t reclaim_left;  /* bytes that a vm-reclaim still wants */
+	_Atomic uint64_t reclaim_idle; /* rounds in a row that freed nothing though they had to */
+	_Atomic uint64_t reclaim_dry;  /* those in which nothing could be evicted, see note_dry() */
+	_Atomic uint64_t
+		reclaim_lost; /* units that the guest took back since something was freed */
 	_Atomic int64_t proactive_left; /* units that the policy's tick asked for */
 	_Atomic uint64_t last_limit_event_ns, limit_set_ns;
 	_Atomic unsigned int evictors; /* threads at work on this VM */
