@@ -2,51 +2,64 @@
 /* pattern.c: which page a thread touches next. */
 #include "pattern.h"
 
+#include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
-#define THETA	   0.99
-#define STRIDE	   16u
-#define PHASE_NS   UINT64_C(500000000)
-#define SCATTER(x) ((x)*UINT64_C(0x9e3779b97f4a7c15))
+#define THETA	0.99
+#define STRIDE	16u
+#define PHASE_S 0.5
+/* A prime: n numbers below it go to n different places below n. */
+#define SCATTER UINT64_C(2654435761)
 
 static const char *const names[PATTERNS] = {
-	[PATTERN_UNIFORM] = "uniform", [PATTERN_ZIPF] = "zipf",
-	[PATTERN_HOTSPOT] = "hotspot", [PATTERN_SEQUENTIAL] = "sequential",
-	[PATTERN_STRIDED] = "strided", [PATTERN_PHASE] = "phase",
-	[PATTERN_PMBENCH] = "pmbench", [PATTERN_GUPS] = "gups",
+	[PATTERN_UNIFORM] = "uniform",	 [PATTERN_ZIPF] = "zipf",
+	[PATTERN_HOTSPOT] = "hotspot",	 [PATTERN_SEQUENTIAL] = "sequential",
+	[PATTERN_STRIDED] = "strided",	 [PATTERN_PHASE] = "phase",
+	[PATTERN_PMBENCH] = "pmbench",	 [PATTERN_GUPS] = "gups",
+	[PATTERN_KEYVALUE] = "keyvalue",
 };
 
-int pattern_named(const char *name)
+/* The length of the phases may follow: phase:SECONDS. */
+static int kind_named(const char *name, double *phase_s)
 {
+	size_t len = strcspn(name, ":");
+
+	if (name[len] && (sscanf(name + len, ":%lf", phase_s) != 1 || *phase_s <= 0))
+		return -1;
 	for (int i = 0; i < PATTERNS; i++)
-		if (strcmp(names[i], name) == 0)
+		if (strlen(names[i]) == len && strncmp(names[i], name, len) == 0)
 			return i;
 	return -1;
 }
 
-const char *pattern_name(enum pattern_kind kind)
-{
-	return names[kind];
-}
-
 /* Source: J. Gray et al., Quickly generating billion-record synthetic databases, SIGMOD 1994. */
-void pattern_init(struct pattern *p, enum pattern_kind kind, uint64_t pages)
+int pattern_init(struct pattern *p, const char *name, uint64_t pages)
 {
-	*p = (struct pattern){.kind = kind, .pages = pages};
-	if (kind != PATTERN_ZIPF)
-		return;
+	double phase_s = PHASE_S;
+	int kind = kind_named(name, &phase_s);
+
+	if (kind < 0)
+		return -EINVAL;
+	*p = (struct pattern){.kind = (enum pattern_kind)kind,
+			      .pages = pages,
+			      .phase_ns = (uint64_t)(phase_s * 1e9)};
+	if (kind != PATTERN_ZIPF && kind != PATTERN_KEYVALUE)
+		return 0;
 	for (uint64_t i = 1; i <= pages; i++)
 		p->zeta += 1.0 / pow((double)i, THETA);
 	p->eta = (1.0 - pow(2.0 / (double)pages, 1.0 - THETA)) /
 		 (1.0 - (1.0 + pow(0.5, THETA)) / p->zeta);
+	return 0;
 }
 
 void pattern_start(struct pattern_walk *w, const struct pattern *p, unsigned int index,
-		   unsigned int n)
+		   unsigned int n, uint64_t seed)
 {
 	*w = (struct pattern_walk){.pattern = p,
-				   .random = UINT64_C(88172645463325252) + index * 7919,
+				   .random =
+					   UINT64_C(88172645463325252) + (seed * n + index) * 7919,
 				   .at = p->pages / n * index};
 }
 
@@ -100,7 +113,7 @@ static uint64_t phase(struct pattern_walk *w, uint64_t now_ns)
 {
 	uint64_t pages = w->pattern->pages, most = pages * 2 / 5;
 
-	w->base = now_ns / PHASE_NS % 5 * (pages / 5);
+	w->base = now_ns / w->pattern->phase_ns % 5 * (pages / 5);
 	return (w->base + (pattern_random(w) >> 20) % most) % pages;
 }
 
@@ -110,7 +123,8 @@ uint64_t pattern_next(struct pattern_walk *w, uint64_t now_ns)
 
 	switch (w->pattern->kind) {
 	case PATTERN_ZIPF:
-		return SCATTER(zipf_rank(w) + 1) % pages;
+	case PATTERN_KEYVALUE:
+		return zipf_rank(w) * SCATTER % pages;
 	case PATTERN_HOTSPOT:
 		r = pattern_random(w);
 		return (r >> 20) % ((r & 1023) < 922 ? pages / 10 + 1 : pages);

@@ -6,9 +6,11 @@ fork: what the benchmark's heap library (heap.c) needs.
 
 Redis: keys are those that redis-benchmark asks for; every value is known. memcached: memcaslap makes
 up its keys itself, stores them, and goes on asking until it is ended; the values are read once
-before anything is evicted. All are compared at the end.
+before anything is evicted. All are compared at the end. Both draw keys evenly; -zipf is asked by
+compare_ask (ask.c), and memcached has the same keys and values as Redis then.
 """
 import ctypes.util
+import json
 import os
 import random
 import re
@@ -20,7 +22,8 @@ import urllib.parse
 
 from machine import Refused, read
 
-SERVERS = {"redis": ("redis-get", "redis-set"), "memcached": ("memcached-get",)}
+SERVERS = {"redis": ("redis-get", "redis-zipf", "redis-set"), "memcached": ("memcached-get",),
+           "memcached-zipf": ("memcached-zipf",)}
 VALUE_BYTES = 1000
 # What a key takes with its value: 1024 for the value, the rest for the key and the table.
 KEY_BYTES = 1150
@@ -72,7 +75,21 @@ class Connection:
 class Server:
     """What both have in common: self.server, its process."""
 
-    size = before = 0
+    size = before = keys = 0
+
+    def __init__(self, cell, size):
+        self.build, self.keys = cell.build, size // KEY_BYTES
+
+    def ask_zipf(self, kind, where, warm, seconds):
+        """What compare_ask says, with the server's CPU time."""
+        before = self.cpu()
+        p = subprocess.run([self.build + "/bench/compare/compare_ask", kind, str(where), "zipf",
+                            str(self.keys), str(VALUE_BYTES), str(warm), str(seconds)],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        if p.returncode and not p.stdout:
+            raise Refused("compare_ask: status %d" % p.returncode)
+        user, system = (now - then for now, then in zip(self.cpu(), before))
+        return dict(json.loads(p.stdout), user_s=user, sys_s=system, cdf=[])
 
     @staticmethod
     def installed(*programs):
@@ -113,8 +130,8 @@ class Redis(Server):
 
     def __init__(self, cell, size, folder):
         self.installed("redis-server", "redis-benchmark")
+        super().__init__(cell, size)
         self.path = os.path.join(folder, "redis.sock")
-        self.keys = size // KEY_BYTES
         self.overwritten = None
         self.server = cell.start(
             ["redis-server", "--port", "0", "--unixsocket", self.path, "--save", "", "--appendonly",
@@ -133,10 +150,12 @@ class Redis(Server):
     def fill(self):
         for _ in self.batches(lambda n: (b"SET", b"key:%012d" % n, value_of(n))):
             pass
-        # What redis-benchmark will write is always the same; its first key gets it now.
+        # What redis-benchmark will write is always the same: its first key gets it for a moment.
         self.benchmark("set", 1, keys=1)
         self.connection.send([(b"GET", b"key:%012d" % 0)])
         self.overwritten = self.connection.answer()
+        self.connection.send([(b"SET", b"key:%012d" % 0, value_of(0))])
+        self.connection.answer()
         self.filled()
 
     def benchmark(self, test, requests, keys=None):
@@ -164,6 +183,8 @@ class Redis(Server):
 
     def run(self, workload, _threads, _write, warm, seconds):
         test = workload.partition("-")[2]
+        if test == "zipf":
+            return self.ask_zipf("redis", self.path, warm, seconds)
         rate, _ = self.figures(self.benchmark(test, FEW))
         self.benchmark(test, max(int(rate * warm), FEW))
         user, system = self.cpu()
@@ -184,6 +205,7 @@ class Memcached(Server):
     """One memcached with about size bytes of values, and memcaslap at work all the time."""
 
     def __init__(self, cell, size, folder):
+        super().__init__(cell, size)
         self.installed("memcached", "memcaslap")
         jemalloc = ctypes.util.find_library("jemalloc")
         if not jemalloc:
@@ -201,13 +223,16 @@ class Memcached(Server):
              "1", "-m", str(2 * size >> 20)], env={"LD_PRELOAD": jemalloc},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self.connect(self.stats)
-        # Outside of the cell, and ended with it. It stores its keys first.
+        self.values = {}
+        self.start_load(cell)
+
+    def start_load(self, cell):
+        """Outside of the cell, and ended with it. It stores its keys first."""
         self.load = subprocess.Popen(
             ["memcaslap", "-s", "127.0.0.1:%d" % self.port, "-T", "1", "-c", str(CLIENTS), "-w",
              "%dk" % self.window, "-F", self.setting, "-t", "1d"], stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         cell.processes.append(self.load)
-        self.values = {}
 
     def ask(self, command, end=b"END\r\n"):
         with socket.create_connection(("127.0.0.1", self.port), timeout=600) as sock:
@@ -269,4 +294,35 @@ class Memcached(Server):
         return sum(now.get(key) != value for key, value in self.values.items())
 
 
-KINDS = {"redis": Redis, "memcached": Memcached}
+class MemcachedZipf(Memcached):
+    """memcached with keys and values like Redis's, asked by compare_ask."""
+
+    def start_load(self, cell):
+        pass
+
+    @staticmethod
+    def key(number):
+        return b"key:%012d" % number
+
+    def fill(self):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=600) as sock:
+            for n in range(self.keys):
+                sock.sendall(b"set %s 0 0 %d noreply\r\n%s\r\n" % (self.key(n), VALUE_BYTES,
+                                                                value_of(n)))
+            sock.sendall(b"mn\r\n")
+            if sock.recv(16) != b"MN\r\n":
+                raise Refused("memcached does not take the values")
+        self.filled()
+
+    def stir(self):
+        self.ask_zipf("memcached", self.port, 0, 0.7)
+
+    def run(self, _workload, _threads, _write, warm, seconds):
+        return self.ask_zipf("memcached", self.port, warm, seconds)
+
+    def wrong(self):
+        found = self.read_all([self.key(n) for n in range(self.keys)])
+        return sum(found.get(self.key(n)) != hash(value_of(n)) for n in range(self.keys))
+
+
+KINDS = {"redis": Redis, "memcached": Memcached, "memcached-zipf": MemcachedZipf}

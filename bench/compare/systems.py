@@ -6,6 +6,7 @@ Ebb's side, the daemon, so that everything that either takes is counted alike. O
 the cgroup has the limit; on Ebb's it has none, and the VM has.
 """
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ SYSTEMS = {**KERNEL, **EBB}
 ZSWAP = "/sys/module/zswap/parameters/"
 SHMEM_THP = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 DAEMON_WAIT = 60
+NUMBERS = itertools.count()
 
 
 class Control:
@@ -68,7 +70,7 @@ class Cell:
         self.machine, self.build, self.system, self.kind = machine, build, system, kind
         self.most_bytes, self.folder = most_bytes, folder
         self.processes = []
-        self.path, self.version = machine.ask("cgroup", "%d" % os.getpid())
+        self.path, self.version = machine.ask("cgroup", "%d.%d" % (os.getpid(), next(NUMBERS)))
 
     def enter(self):
         """In the child, before exec."""
@@ -236,6 +238,11 @@ class EbbCell(Cell):
         if self.system == "ebb-ssd":
             for name in self.names:
                 self.control.call("vm-set", vm=name, tiers=["ssd"])
+
+    def policy(self, role, name):
+        """For all that have attached."""
+        for vm in self.names:
+            self.control.call("policy-set", vm=vm, role=role, policy=name)
 
     def query(self):
         return [self.control.call("query-vm", vm=name) for name in self.names]

@@ -50,6 +50,26 @@ class Case(unittest.TestCase):
         self.env = dict(os.environ, EBB_COMPARE_JOURNAL=self.dir.name + "/journal")
         self.addCleanup(self.dir.cleanup)
 
+    def json_of(self, *args):
+        """-> (what it wrote, what it said)"""
+        out = self.dir.name + "/out.json"
+        p = self.start("--json", out, *args)
+        said = p.communicate(timeout=DEADLINE)[0]
+        self.assertEqual(p.returncode, 0, said)
+        with open(out, encoding="ascii") as f:
+            return json.load(f), said
+
+    def equal_slowdown(self, *args):
+        """Nothing is too slow, so that every step is taken: all, 55 %, 10 %."""
+        result, said = self.json_of("--equal-slowdown", "99.9", "--step", "45", "--seconds", "0.01",
+                                    "--pairs", "4", *args)
+        for f in result["measured"]:
+            steps = f["steps"]
+            self.assertEqual([s["percent"] for s in steps], [100, 55, 10], said)
+            self.assertLess(steps[2]["total"], steps[0]["total"] - (4 << 20), said)
+            self.assertGreater(f["saved_bytes"], 0, said)
+        return {(r["workload"], r["side"]): r for r in result["rows"]}, said
+
     def start(self, *args):
         p = subprocess.Popen([COMPARE, "--folder", self.dir.name, "--size", "32M", "--rounds", "1",
                               "--kinds", "small", "--readings", "resident", "--memory", "50",
@@ -61,17 +81,12 @@ class Case(unittest.TestCase):
 
 class Runs(Case):
     def test_figures(self):
-        out = self.dir.name + "/out"
-        p = self.start("--systems", "shared,ebb", "--seconds", "0.2", "--threads", "1", "--workloads",
+        out = self.dir.name + "/out.html"
+        result, said = self.json_of("--systems", "shared,ebb", "--seconds", "0.2", "--threads", "1", "--workloads",
                        "uniform,zipf,hotspot,sequential,strided,phase,pmbench,gups",
-                       "--servers", "redis,memcached", "--json",
-                       out + ".json", "--html", out + ".html")
-        said = p.communicate(timeout=DEADLINE)[0]
-        self.assertEqual(p.returncode, 0, said)
-        with open(out + ".json", encoding="ascii") as f:
-            result = json.load(f)
+                       "--servers", "redis,memcached", "--html", out)
         self.assertEqual(result["left_out"], {}, said)
-        self.assertEqual(len(result["measured"]), 2 * (8 + 2 + 1), said)
+        self.assertEqual(len(result["measured"]), 2 * (8 + 3 + 1), said)
         for m in result["measured"]:
             self.assertGreater(m["accesses"], 0, m["workload"])
             self.assertEqual(m["wrong"], 0)
@@ -81,10 +96,17 @@ class Runs(Case):
             faulted = sum(m["counters"]["faults"] for m in result["measured"]
                           if m["system"] == "ebb" and m["content"] == content)
             self.assertGreater(faulted, 0, content + ": nothing was evicted")
-        with open(out + ".html", encoding="utf-8") as f:
+        with open(out, encoding="utf-8") as f:
             page = f.read()
         self.assertIn("<svg", page)
         self.assertNotIn("http", page.replace("http-equiv", ""))
+
+    def test_equal_slowdown(self):
+        rows, said = self.equal_slowdown("--systems", "ebb", "--policy", "temperature+null",
+                                         "--workloads", "keyvalue,phase:0.05", "--servers",
+                                         "redis,memcached-zipf")
+        self.assertEqual(set(rows), {(w, "ebb:temperature+null") for w in (
+            "keyvalue", "phase:0.05", "redis", "memcached-zipf")}, said)
 
 
 class Restores(Case):
@@ -135,6 +157,13 @@ class Restores(Case):
         p.communicate(timeout=DEADLINE)
         self.assertNotEqual(state(), self.before)
         subprocess.run([COMPARE, "--restore"], env=self.env, check=True, timeout=DEADLINE)
+        self.same()
+
+    def test_equal_slowdown(self):
+        rows, said = self.equal_slowdown("--systems", "zram-lz4,ebb", "--policy", "clock",
+                                         "--workloads", "keyvalue", "--servers", "")
+        self.assertEqual(rows["keyvalue", "ebb:clock"]["ratio"]["rounds"], 1, said)
+        self.assertIn("best of Ebb is ebb:clock", said)
         self.same()
 
     def test_error(self):

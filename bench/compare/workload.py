@@ -10,7 +10,8 @@ import tempfile
 
 from machine import Refused
 
-PATTERNS = ("uniform", "zipf", "hotspot", "sequential", "strided", "phase", "pmbench", "gups")
+PATTERNS = ("uniform", "zipf", "hotspot", "sequential", "strided", "phase", "pmbench", "gups",
+            "keyvalue")
 CONTENTS = {
     "heap": "made up, like a heap: lz4 packs it to about half",
     "random": "does not compress",
