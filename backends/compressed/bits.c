@@ -72,6 +72,11 @@ void bits_remove(struct bits *b, uint64_t i)
 	}
 }
 
+bool bits_has(const struct bits *b, uint64_t i)
+{
+	return b->level[0][i / 64] >> (i % 64) & 1;
+}
+
 int64_t bits_lowest_absent(const struct bits *b)
 {
 	uint64_t word = 0;

@@ -3,6 +3,7 @@
 #ifndef COMPRESSED_BITS_H
 #define COMPRESSED_BITS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define BITS_LEVELS 6
@@ -28,6 +29,8 @@ int bits_init(struct bits *b, uint64_t n, void *memory);
 
 void bits_add(struct bits *b, uint64_t i);
 void bits_remove(struct bits *b, uint64_t i);
+/* Whether the number is in the set. */
+bool bits_has(const struct bits *b, uint64_t i);
 /* The lowest number that is not in the set, or -1. */
 int64_t bits_lowest_absent(const struct bits *b);
 

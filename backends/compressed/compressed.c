@@ -24,7 +24,8 @@
  *   recover.c  taking over what another daemon left at its death
  *   running.c  taking over what a living one hands over
  *   codec.c    lz4 and zstd, with their memory taken beforehand
- *   place.h    which memory it is; the backend numa is this store on a node of its own
+ *   place.h    which memory it is; the backend numa is this store on a node or device of its own
+ *   chunks.c   content in chunks of such a device
  *
  * Content that does not shrink by at least 1/32 is kept as it is. Lengths above 64 KiB are cut
  * into pieces of 64 KiB. max-bytes bounds what the memfds of all spaces of the instance take.
@@ -110,12 +111,14 @@ static int store_open(const struct ebb_backend_host *host, const struct ebb_opti
 	for (uint32_t i = 0; i < n_opts && !r; i++)
 		r = parse_option(&s, &opts[i], err, err_len);
 	if (!r)
-		r = place_ready(&s.place, err, err_len);
+		r = place_open(&s.place, err, err_len);
 	if (r)
 		return r;
 	st = calloc(1, sizeof(*st));
-	if (!st)
+	if (!st) {
+		place_close(&s.place);
 		return -ENOMEM;
+	}
 	st->host = host;
 	st->place = s.place;
 	st->lz4_level = 1;
@@ -125,6 +128,7 @@ static int store_open(const struct ebb_backend_host *host, const struct ebb_opti
 	if (!r && getrandom(&st->seed, sizeof(st->seed), 0) != sizeof(st->seed))
 		r = -EIO;
 	if (r) {
+		place_close(&st->place);
 		free(st);
 		return r;
 	}
@@ -139,6 +143,7 @@ static void store_close(void *instance)
 	struct store *st = instance;
 
 	pthread_mutex_destroy(&st->lock);
+	place_close(&st->place);
 	free(st);
 }
 
@@ -291,7 +296,7 @@ static void store_usage(void *instance, void *space, struct ebb_usage *out)
 	for (struct space *sp = st->spaces; sp; sp = sp->next)
 		space_usage(sp, out);
 	pthread_mutex_unlock(&st->lock);
-	out->capacity_bytes = atomic_load(&st->max_bytes);
+	out->capacity_bytes = store_capacity(st);
 }
 
 static int store_stats(void *instance, struct ebb_stat *out, uint32_t n)
@@ -337,13 +342,13 @@ static int store_quiesce(void *instance)
 			r = running_leave(sp);
 	}
 	pthread_mutex_unlock(&st->lock);
-	return r;
+	return r ? r : place_quiesce(&st->place);
 }
 
 static int store_resume(void *instance)
 {
 	struct store *st = instance;
-	int r = 0;
+	int r = place_resume(&st->place);
 
 	pthread_mutex_lock(&st->lock);
 	for (struct space *sp = st->spaces; sp && !r; sp = sp->next)
@@ -354,7 +359,10 @@ static int store_resume(void *instance)
 
 static int store_maintain(void *space, uint32_t budget_us)
 {
-	return compact(space, budget_us);
+	struct space *sp = space;
+	int more = compact(sp, budget_us);
+
+	return place_maintain(&sp->store->place) || more;
 }
 
 __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_entry(void)

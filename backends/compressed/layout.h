@@ -16,6 +16,7 @@
  *   checksums    4 bytes per handle: of the object's content and of whose it is
  *   small slabs  64 KiB apart
  *   large slabs  256 KiB apart
+ *   chunks       where the slabs are, when they are not here but on a device: see chunks.c
  *   running      what the running daemon keeps beside the truth: see running.c
  *
  * Nothing in it is a pointer. The truth is in the live entries of the handle table and in the

@@ -16,7 +16,21 @@ int place_option(struct place *p, const struct ebb_option *o, char *err, uint64_
 	return -ENOENT;
 }
 
-int place_ready(const struct place *p, char *err, uint64_t err_len)
+int place_open(struct place *p, char *err, uint64_t err_len)
+{
+	return 0;
+}
+
+void place_close(struct place *p)
+{
+}
+
+int place_quiesce(struct place *p)
+{
+	return 0;
+}
+
+int place_resume(struct place *p)
 {
 	return 0;
 }
@@ -27,6 +41,39 @@ int place_bind(const struct place *p, void *addr, uint64_t bytes)
 }
 
 int place_take(struct place *p, uint64_t bytes)
+{
+	return 0;
+}
+
+/* No device, so nobody asks for chunks. */
+struct place_device place_device(const struct place *p)
+{
+	return (struct place_device){0};
+}
+
+void place_owner_enter(struct place *p, struct chunk_owner *o)
+{
+}
+
+void place_owner_leave(struct place *p, struct chunk_owner *o)
+{
+}
+
+int place_chunk_take(struct place *p, const struct chunk_owner *o, uint32_t *chunk)
+{
+	return -ENOSPC;
+}
+
+void place_chunk_give(struct place *p, uint32_t chunk, int wipe_now)
+{
+}
+
+int place_chunk_is(const struct place *p, uint32_t chunk, uint64_t owner_id)
+{
+	return 0;
+}
+
+int place_maintain(struct place *p)
 {
 	return 0;
 }

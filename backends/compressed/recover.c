@@ -244,6 +244,7 @@ static void settle_slabs(struct space *sp, uint32_t first, uint32_t high, struct
 		s->backed = slab_pages_needed(&sp->store->classes.shape[class], s);
 		s->list = FULLNESS;
 		bits_add(used, i - first);
+		chunks_slab_used(sp, i);
 		atomic_store(&sp->slab_state[i], SLAB_OPEN);
 		sp->classes[class].slabs++;
 		sp->slabs_open++;
@@ -338,7 +339,8 @@ static void settle(struct space *sp, uint32_t table_pages, struct sums *sums, ui
 	settle_objects(sp, entries, sums);
 	dropped = settle_pieces(sp, entries, named);
 	settle_slabs(sp, 0, h->small_high, &sp->small_used, sp->large_offset);
-	settle_slabs(sp, sp->n_small, h->large_high, &sp->large_used, sp->running_offset);
+	settle_slabs(sp, sp->n_small, h->large_high, &sp->large_used, sp->chunks_offset);
+	chunks_trim_all(sp);
 	pthread_mutex_lock(&sp->doom_lock);
 	atomic_store(&sp->unsettled, false);
 	pthread_mutex_unlock(&sp->doom_lock);

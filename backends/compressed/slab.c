@@ -122,19 +122,29 @@ static uint32_t pool_take_new(struct space *sp, bool large)
 	if (i < 0)
 		return NONE;
 	slab = (uint32_t)i + (large ? sp->n_small : 0);
+	if (chunks_need(sp, slab)) {
+		slab = chunks_spare_slab(sp, large);
+		if (slab == NONE)
+			return NONE;
+		i = slab - (large ? sp->n_small : 0);
+	}
 	if ((uint64_t)i >= atomic_load(high)) {
 		uint64_t page = (sp->class_offset + slab) / PAGE_BYTES * PAGE_BYTES;
 
 		/* The first slab whose class byte lies in a new page. */
 		if ((sp->class_offset + slab) % PAGE_BYTES == 0)
 			if (space_populate(sp, page, PAGE_BYTES))
-				return NONE;
+				goto full;
 		if (running_need_slabs(sp, large, atomic_load(high), (uint32_t)i + 1))
-			return NONE;
+			goto full;
 		atomic_store(high, (uint32_t)i + 1);
 	}
 	bits_add(used, (uint64_t)i);
+	chunks_slab_used(sp, slab);
 	return slab;
+full:
+	chunks_trim(sp, slab);
+	return NONE;
 }
 
 /* An idle slab, preferably one that still has memory. NONE when there is none. */
@@ -155,6 +165,8 @@ static void pool_forget(struct space *sp, uint32_t slab)
 		bits_remove(&sp->small_used, slab);
 	else
 		bits_remove(&sp->large_used, slab - sp->n_small);
+	chunks_slab_unused(sp, slab);
+	chunks_trim(sp, slab);
 }
 
 static void slab_trim(struct space *sp, uint32_t slab)

@@ -37,7 +37,9 @@ void space_lay_out(struct space *sp, uint64_t span)
 	sp->sums_offset = sp->table_offset + sp->n_handles * 8;
 	sp->small_offset = round_up(sp->sums_offset + sp->n_handles * 4, LARGE_STRIDE);
 	sp->large_offset = sp->small_offset + (uint64_t)sp->n_small * SMALL_STRIDE;
-	sp->running_offset = sp->large_offset + (uint64_t)sp->n_large * LARGE_STRIDE;
+	sp->chunks_offset = sp->large_offset + (uint64_t)sp->n_large * LARGE_STRIDE;
+	sp->running_offset =
+		sp->chunks_offset + chunks_bytes(sp->store, sp->chunks_offset - sp->small_offset);
 	sp->total_bytes = sp->running_offset + running_bytes(sp);
 }
 
@@ -55,6 +57,12 @@ void store_lock_init(pthread_mutex_t *lock)
 	pthread_mutexattr_destroy(&attr);
 }
 
+/* Memory of a device: it is there as soon as the part has a chunk. */
+static bool on_device(const struct space *sp, uint64_t offset)
+{
+	return sp->parts && offset >= sp->small_offset && offset < sp->chunks_offset;
+}
+
 int space_populate(struct space *sp, uint64_t offset, uint64_t bytes)
 {
 	struct store *st = sp->store;
@@ -64,11 +72,14 @@ int space_populate(struct space *sp, uint64_t offset, uint64_t bytes)
 		goto full;
 	if (offset >= sp->small_offset && place_take(&st->place, bytes))
 		goto full;
+	if (on_device(sp, offset))
+		goto out;
 	if (madvise(sp->base + offset, bytes, MADV_POPULATE_WRITE)) {
 		/* EINVAL: a kernel before 5.14, where the touch itself has to do. */
 		if (errno != EINVAL)
 			goto full;
 	}
+out:
 	atomic_fetch_add(&sp->mem_bytes, bytes);
 	return 0;
 full:
@@ -79,7 +90,9 @@ full:
 int space_trim(struct space *sp, uint64_t offset, uint64_t bytes, uint64_t had)
 {
 	const struct ebb_backend_host *host = sp->store->host;
-	int r = host->mem_trim(host->ctx, sp->host_ctx, MEM_NAME, offset, bytes);
+	int r = on_device(sp, offset)
+			? 0
+			: host->mem_trim(host->ctx, sp->host_ctx, MEM_NAME, offset, bytes);
 
 	if (r)
 		return r;
@@ -117,6 +130,7 @@ static int format(struct space *sp)
 
 static void space_free(struct space *sp)
 {
+	chunks_close(sp, false);
 	free(sp);
 }
 
@@ -135,7 +149,7 @@ static int map_memory(struct space *sp, int *found)
 			  sp->total_bytes - sp->small_offset);
 }
 
-static int space_start(struct space *sp)
+static int space_start(struct space *sp, const struct ebb_space_params *params)
 {
 	uint64_t mapped;
 	int found = 0, r;
@@ -163,10 +177,16 @@ static int space_start(struct space *sp)
 	slab_init(sp);
 	handles_init(sp);
 	r = running_map(sp);
+	if (!r)
+		r = chunks_open(sp, params, found);
 	if (r || !found)
 		return r ? r : format(sp);
-	if (running_adopt(sp))
-		return 0;
+	if (running_adopt(sp)) {
+		r = chunks_load(sp);
+		if (!r)
+			chunks_recount(sp);
+		return r;
+	}
 	running_disturb(sp);
 	return space_recover_again(sp);
 }
@@ -189,6 +209,11 @@ int space_recover_again(struct space *sp)
 		c->slabs = 0;
 		c->slots_used = c->objects = c->logical_bytes = c->content_bytes = 0;
 	}
+	r = chunks_load(sp);
+	if (r)
+		return r;
+	atomic_fetch_add(&sp->mem_bytes, sp->running_offset - sp->chunks_offset);
+	atomic_fetch_add(&sp->store->mem_bytes, sp->running_offset - sp->chunks_offset);
 	r = running_clear(sp);
 	return r ? r : recover(sp);
 }
@@ -208,7 +233,7 @@ int space_open(struct store *st, const struct ebb_space_params *params, struct s
 	pthread_mutex_init(&sp->doom_lock, NULL);
 	sp->compact.slabs = NONE;
 	space_lay_out(sp, space_span(params->ram_bytes));
-	r = space_start(sp);
+	r = space_start(sp, params);
 	if (r) {
 		atomic_fetch_sub(&st->mem_bytes, sp->mem_bytes);
 		space_free(sp);
@@ -236,6 +261,7 @@ void space_close(struct space *sp)
 	pthread_mutex_unlock(&st->lock);
 	/* The content is given up for good, whoever else still holds the memory. */
 	space_trim(sp, 0, sp->total_bytes, sp->mem_bytes);
+	chunks_close(sp, true);
 	space_free(sp);
 }
 
@@ -257,5 +283,5 @@ void space_usage(struct space *sp, struct ebb_usage *out)
 	footprint = atomic_load(&sp->mem_bytes) + sizeof(*sp);
 	out->footprint_bytes += footprint;
 	out->overhead_bytes += footprint - stored;
-	out->capacity_bytes = atomic_load(&sp->store->max_bytes);
+	out->capacity_bytes = store_capacity(sp->store);
 }

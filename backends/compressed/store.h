@@ -88,6 +88,12 @@ struct compaction {
 
 struct store;
 
+/* A part of the content of a space whose content is on a device; as long as a chunk of that. */
+struct part {
+	_Atomic uint32_t chunk; /* 1 + its number; 0: the part has none */
+	uint32_t slabs;		/* that are in use in it; under pool_lock */
+};
+
 /*
  * Lock order: maintain_lock, a class's lock, pool_lock. table_lock is taken with none of them
  * held but maintain_lock, and nothing is taken under it. settle_lock comes before all of these, and
@@ -103,10 +109,17 @@ struct space {
 	_Atomic uint8_t *slab_class; /* class + 1 */
 	_Atomic uint64_t *table;
 	_Atomic uint32_t *sums; /* see object.c */
-	uint64_t table_offset, sums_offset, class_offset, small_offset, large_offset,
+	uint64_t table_offset, sums_offset, class_offset, small_offset, large_offset, chunks_offset,
 		running_offset, total_bytes;
 	uint64_t n_handles;
 	uint32_t n_small, n_large;
+
+	/* Content on a device: all of them, and the device. NULL: content is at base. See chunks.c.
+	 */
+	struct part *parts;
+	struct place_device device;
+	struct chunk_owner owner;
+	bool parts_sound; /* under pool_lock: what is kept of them and the device's table agree */
 
 	struct slab *slabs;
 	_Atomic uint8_t *slab_state; /* enum slab_state */
@@ -177,6 +190,15 @@ struct store {
 	struct class_table classes;
 };
 
+/* What all VMs together may take; 0: no bound but the host's. */
+static inline uint64_t store_capacity(const struct store *st)
+{
+	uint64_t most = atomic_load(&st->max_bytes);
+	struct place_device d = place_device(&st->place);
+
+	return most || !d.shift ? most : (uint64_t)(d.n_chunks - 1) << d.shift;
+}
+
 static inline void channel_count(struct channel *ch, enum channel_counter what)
 {
 	uint64_t n = atomic_load_explicit(&ch->count[what], memory_order_relaxed);
@@ -236,6 +258,22 @@ struct slot_sums {
 int slot_take(struct space *sp, unsigned int class, const struct slot_sums *sums, struct slot *out);
 void slot_release(struct space *sp, struct slot at, const struct slot_sums *sums);
 
+/* Where the byte at an offset of the slabs is; NULL when that has no memory. */
+static inline uint8_t *content_at(const struct space *sp, uint64_t offset)
+{
+	uint64_t at = offset - sp->small_offset;
+	uint32_t chunk;
+
+	if (!sp->parts)
+		return sp->base + offset;
+	chunk = atomic_load_explicit(&sp->parts[at >> sp->device.shift].chunk,
+				     memory_order_relaxed);
+	if (!chunk)
+		return NULL;
+	return sp->device.base + ((uint64_t)(chunk - 1) << sp->device.shift) +
+	       (at & ((UINT64_C(1) << sp->device.shift) - 1));
+}
+
 /* Where a slot is; NULL when there can be no such slot. *bytes: its size. */
 static inline uint8_t *slot_at(const struct space *sp, uint32_t slab, uint32_t slot,
 			       uint32_t *bytes)
@@ -243,6 +281,7 @@ static inline uint8_t *slot_at(const struct space *sp, uint32_t slab, uint32_t s
 	const struct class_shape *shape;
 	unsigned int class;
 	uint64_t offset;
+	uint8_t *p;
 
 	if (slab >= sp->n_small + sp->n_large)
 		return NULL;
@@ -255,8 +294,11 @@ static inline uint8_t *slot_at(const struct space *sp, uint32_t slab, uint32_t s
 	offset = slab < sp->n_small
 			 ? sp->small_offset + (uint64_t)slab * SMALL_STRIDE
 			 : sp->large_offset + (uint64_t)(slab - sp->n_small) * LARGE_STRIDE;
+	p = content_at(sp, offset);
+	if (!p)
+		return NULL;
 	*bytes = shape->slot_bytes;
-	return sp->base + offset + (uint64_t)slot * shape->slot_bytes;
+	return p + (uint64_t)slot * shape->slot_bytes;
 }
 
 uint64_t slab_offset(const struct space *sp, uint32_t slab);
@@ -320,6 +362,30 @@ bool running_adopt(struct space *sp);
 void running_disturb(struct space *sp);
 /* The hand-over is over: the space is in use again, by the one who calls. */
 int running_resume(struct space *sp);
+
+/* ---- chunks.c ---- */
+
+/* Room in the space's memory for so much content; 0 where the place is no device. */
+uint64_t chunks_bytes(const struct store *st, uint64_t content_bytes);
+/* The sizes are laid out; the memory is mapped; found: another daemon left it. 0 or -errno. */
+int chunks_open(struct space *sp, const struct ebb_space_params *params, bool found);
+/* Reads what another daemon left, checking it, and counts no slab as used. */
+int chunks_load(struct space *sp);
+/* Counts slabs from the sets of those in use. */
+void chunks_recount(struct space *sp);
+/* Gives up everything; or just leaves it. */
+void chunks_close(struct space *sp, bool give_up);
+/* All of these do nothing without a device. Under pool_lock, or alone with the space. */
+/* The slab is about to be used. -ENOSPC when there is no memory for it. */
+int chunks_need(struct space *sp, uint32_t slab);
+/* An unused slab of a part that has memory, or NONE. */
+uint32_t chunks_spare_slab(struct space *sp, bool large);
+/* It is in use, and no longer is. */
+void chunks_slab_used(struct space *sp, uint32_t slab);
+void chunks_slab_unused(struct space *sp, uint32_t slab);
+/* Gives back what no slab in use needs: of the part of a slab, or of all. */
+void chunks_trim(struct space *sp, uint32_t slab);
+void chunks_trim_all(struct space *sp);
 
 /* ---- compact.c ---- */
 

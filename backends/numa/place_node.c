@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* place_node.c: content on one NUMA node: CXL memory, or any other that is far away. */
+/* place_node.c: content on one NUMA node, or on a devdax device: CXL memory, or any other that is
+ * far away.
+ */
 #include <errno.h>
 #include <numa.h>
 #include <numaif.h>
@@ -8,11 +10,14 @@
 #include <string.h>
 #include <time.h>
 
+#include "dax.h"
 #include "place.h"
 #include "store.h"
 
 /*
  * Theory of operation
+ *
+ * With `device` all is dax.c's. Otherwise:
  *
  * A store whose slabs are bound to a node (MPOL_BIND). The policy is the memfd's, so it holds for
  * whatever process maps it. Header and tables stay in near memory: each load looks into them.
@@ -27,28 +32,31 @@
 #define FULL_NS (200 * UINT64_C(1000000))
 
 const char place_backend_name[] = "numa";
-const char place_backend_description[] = "On another NUMA node (CXL memory), plain or compressed";
-/* Not IN_RAM: near memory is what eviction saves, and this is none. */
-const uint32_t place_backend_caps = EBB_BACKEND_SYNC;
+const char place_backend_description[] =
+	"On another NUMA node or a devdax device (CXL memory), plain or compressed";
+/*
+ * Not IN_RAM: near memory is what eviction saves, and this is none. EXCLUSIVE because of the
+ * device's lock.
+ */
+const uint32_t place_backend_caps = EBB_BACKEND_SYNC | EBB_BACKEND_EXCLUSIVE;
 const char *const place_option_help[] = {
 	"node: the number of the NUMA node; it must have memory",
+	"device: instead of a node, a devdax device (/dev/dax0.0)",
+	"format: yes: take a device that is not empty and not Ebb's",
 	STORE_OPTION_CODEC,
 	STORE_OPTION_LEVEL,
 	STORE_OPTION_MAX_BYTES,
 	NULL,
 };
 
-int place_option(struct place *p, const struct ebb_option *o, char *err, uint64_t err_len)
+static int node_option(struct place *p, const char *value, char *err, uint64_t err_len)
 {
 	unsigned long v;
 	char *end;
 
-	if (strcmp(o->name, "node") != 0)
-		return -ENOENT;
-	v = strtoul(o->value, &end, 10);
-	if (*o->value < '0' || *o->value > '9' || *end ||
-	    v > (unsigned long)numa_max_possible_node()) {
-		snprintf(err, err_len, "node '%.60s' is no number of a node", o->value);
+	v = strtoul(value, &end, 10);
+	if (*value < '0' || *value > '9' || *end || v > (unsigned long)numa_max_possible_node()) {
+		snprintf(err, err_len, "node '%.60s' is no number of a node", value);
 		return -EINVAL;
 	}
 	p->node = (unsigned int)v;
@@ -56,10 +64,39 @@ int place_option(struct place *p, const struct ebb_option *o, char *err, uint64_
 	return 0;
 }
 
-int place_ready(const struct place *p, char *err, uint64_t err_len)
+int place_option(struct place *p, const struct ebb_option *o, char *err, uint64_t err_len)
 {
-	if (!p->has_node) {
-		snprintf(err, err_len, "the option node is missing");
+	if (strcmp(o->name, "node") == 0)
+		return node_option(p, o->value, err, err_len);
+	if (strcmp(o->name, "device") == 0) {
+		p->device_path = o->value;
+		return 0;
+	}
+	if (strcmp(o->name, "format") != 0)
+		return -ENOENT;
+	if (strcmp(o->value, "yes") != 0 && strcmp(o->value, "no") != 0) {
+		snprintf(err, err_len, "format '%.60s' is neither yes nor no", o->value);
+		return -EINVAL;
+	}
+	p->format = o->value[0] == 'y';
+	return 0;
+}
+
+int place_open(struct place *p, char *err, uint64_t err_len)
+{
+	const char *path = p->device_path;
+
+	p->device_path = NULL; /* not ours any longer */
+	if (!p->has_node == !path) {
+		snprintf(err, err_len, "%s",
+			 path ? "give either node or device, not both"
+			      : "the option node (or device) is missing");
+		return -EINVAL;
+	}
+	if (path)
+		return dax_open(path, p->format, &p->dax, err, err_len);
+	if (p->format) {
+		snprintf(err, err_len, "format is for a device");
 		return -EINVAL;
 	}
 	if (numa_available() < 0 || !numa_bitmask_isbitset(numa_all_nodes_ptr, p->node)) {
@@ -69,11 +106,29 @@ int place_ready(const struct place *p, char *err, uint64_t err_len)
 	return 0;
 }
 
+void place_close(struct place *p)
+{
+	dax_close(p->dax);
+}
+
+int place_quiesce(struct place *p)
+{
+	return p->dax ? dax_quiesce(p->dax) : 0;
+}
+
+int place_resume(struct place *p)
+{
+	return p->dax ? dax_resume(p->dax) : 0;
+}
+
 int place_bind(const struct place *p, void *addr, uint64_t bytes)
 {
-	struct bitmask *mask = numa_allocate_nodemask();
+	struct bitmask *mask;
 	int r;
 
+	if (p->dax)
+		return 0;
+	mask = numa_allocate_nodemask();
 	if (!mask)
 		return -ENOMEM;
 	numa_bitmask_setbit(mask, p->node);
@@ -95,6 +150,8 @@ int place_take(struct place *p, uint64_t bytes)
 	long long size, free_bytes;
 	int64_t grant;
 
+	if (p->dax)
+		return 0; /* it has a chunk for it */
 	if (atomic_fetch_sub(&p->room, (int64_t)bytes) >= (int64_t)bytes)
 		return 0;
 	atomic_fetch_add(&p->room, (int64_t)bytes);
@@ -109,4 +166,41 @@ int place_take(struct place *p, uint64_t bytes)
 	}
 	atomic_store(&p->room, grant - (int64_t)bytes);
 	return 0;
+}
+
+/* ---- a device's chunks ---- */
+
+struct place_device place_device(const struct place *p)
+{
+	return p->dax ? dax_device(p->dax) : (struct place_device){0};
+}
+
+void place_owner_enter(struct place *p, struct chunk_owner *o)
+{
+	dax_owner_enter(p->dax, o);
+}
+
+void place_owner_leave(struct place *p, struct chunk_owner *o)
+{
+	dax_owner_leave(p->dax, o);
+}
+
+int place_chunk_take(struct place *p, const struct chunk_owner *o, uint32_t *chunk)
+{
+	return dax_take(p->dax, o, chunk);
+}
+
+void place_chunk_give(struct place *p, uint32_t chunk, int wipe_now)
+{
+	dax_give(p->dax, chunk, wipe_now);
+}
+
+int place_chunk_is(const struct place *p, uint32_t chunk, uint64_t owner_id)
+{
+	return dax_is(p->dax, chunk, owner_id);
+}
+
+int place_maintain(struct place *p)
+{
+	return p->dax ? dax_maintain(p->dax) : 0;
 }

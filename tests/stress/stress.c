@@ -272,7 +272,8 @@ static void operate(struct player *o, double seconds)
 							 do_plug,   do_pin,	do_backend};
 	uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9);
 
-	while (clock_ns() < end) {
+	/* However few deeds there is time for, two deaths are among them if there are to be any. */
+	while (clock_ns() < end || (o->kill && o->kills < 2)) {
 		unsigned int k = (unsigned int)(rng(&o->seed) % 9);
 
 		/* What this backend holds does not outlive the daemon. */
@@ -353,6 +354,19 @@ static void begin_tiers(struct player *o)
 	}
 }
 
+/* However few deeds there will be time for: some is evicted. */
+static void begin_evictions(struct player *o)
+{
+	uint64_t end = clock_ns() + 120 * NS_PER_S;
+
+	while (!daemon_vm_number(o->d, "stress", "evictions")) {
+		if (clock_ns() > end)
+			errx(1, "nothing is evicted: %.3000s", o->d->answer);
+		do_reclaim(o);
+		usleep(20000);
+	}
+}
+
 static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed,
 		const char *driver, char *backend, bool with_kills, bool with_upgrades,
 		bool with_tiers)
@@ -390,6 +404,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 	area_fill(&areas[1], &o.seed);
 	if (with_tiers)
 		begin_tiers(&o);
+	else if (backend)
+		begin_evictions(&o);
 	for (int i = 0; i < WORKERS; i++) {
 		workers[i] = (struct worker){.seed = seed + 77 + (uint64_t)i, .hot = i ? 0.9 : 0.0};
 		pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]);
