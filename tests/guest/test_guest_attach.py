@@ -11,7 +11,7 @@ from ebbguest.redis import Redis
 from ebbguest.testing import expect, expect_sound, huge_pages, huge_tmpfs, main, squeeze, step
 
 VM = "attach"
-DATA_MIB = 160
+DATA_MIB = 96
 
 
 def test_squeezed(ebb, guest, redis):
@@ -23,7 +23,7 @@ def test_squeezed(ebb, guest, redis):
     expect(guest.ram_taken_bytes() < before * 0.65, "half of %d MiB is gone, not down to %d" % (
         before // MIB, guest.ram_taken_bytes() // MIB))
     step("load under the limit")
-    redis.load(6)
+    redis.load(3)
     step("every value is checked")
     expect(redis.verify() == 0, "every value is right under the limit")
     figures = expect_sound(ebb, VM)
