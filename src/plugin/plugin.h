@@ -29,9 +29,12 @@ int plugin_open(const struct plugin_path *path, const char *kind, const char *na
  * Runs body(arg) in a child process, for what a plugin does while it is loaded: if it crashes or
  * hangs there, that costs an error and not the daemon. The child ends when body returns; nothing
  * that it does is seen here. 0 when it returned; -ENOEXEC or -ETIMEDOUT with e filled. Blocks for
- * up to PLUGIN_PROBE_S. plugin_open() does this for dlopen() by itself.
+ * up to PLUGIN_PROBE_S, PLUGIN_PROBE_TRIES times: a daemon that comes up without one of its
+ * backends leaves VMs waiting, so what may be the host's load is not taken for the plugin's fault
+ * at once. plugin_open() does this for dlopen() by itself.
  */
-#define PLUGIN_PROBE_S 5
+#define PLUGIN_PROBE_S	   5
+#define PLUGIN_PROBE_TRIES 3
 int plugin_probe(void (*body)(void *arg), void *arg, const char *what, struct error *e);
 
 /*

@@ -52,7 +52,7 @@ static int wait_for(int in)
 	return read(in, &byte, 1) == 1;
 }
 
-int plugin_probe(void (*body)(void *arg), void *arg, const char *what, struct error *e)
+static int probe_once(void (*body)(void *arg), void *arg, const char *what, struct error *e)
 {
 	FD_OWNED in = -1;
 	FD_OWNED out = -1;
@@ -81,4 +81,13 @@ int plugin_probe(void (*body)(void *arg), void *arg, const char *what, struct er
 	return error_set(e, ENOEXEC, ERROR_GENERIC, "%s crashes while it is loaded%s%s", what,
 			 WIFSIGNALED(status) ? ": " : "",
 			 WIFSIGNALED(status) ? strsignal(WTERMSIG(status)) : "");
+}
+
+int plugin_probe(void (*body)(void *arg), void *arg, const char *what, struct error *e)
+{
+	int r = -ETIMEDOUT;
+
+	for (int i = 0; r == -ETIMEDOUT && i < PLUGIN_PROBE_TRIES; i++)
+		r = probe_once(body, arg, what, e);
+	return r;
 }

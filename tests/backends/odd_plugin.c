@@ -17,16 +17,19 @@
 #define KIND_CRASHLOAD	  15 /* crashes in a constructor */
 #define KIND_CRASHOPEN	  16
 #define KIND_RESTLESS	  17 /* has its descriptor readable with nothing in flight */
+#define KIND_SLOWLOAD	  18 /* does not get through its constructor the first time */
 
 #if KIND == KIND_NOSYMBOL
 #define ebb_backend_entry another_entry
 #endif
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "ebb/backend.h"
 
@@ -34,6 +37,16 @@
 __attribute__((constructor)) static void crash(void)
 {
 	abort();
+}
+#endif
+
+#if KIND == KIND_SLOWLOAD
+__attribute__((constructor)) static void wait_for_ever_once(void)
+{
+	const char *mark = getenv("EBB_ODD_MARK");
+
+	if (mark && open(mark, O_CREAT | O_EXCL | O_CLOEXEC, 0600) >= 0)
+		pause();
 }
 #endif
 

@@ -62,6 +62,26 @@ static void wrong_ones_are_refused(void **state)
 	assert_refused("crashopen", ENOEXEC, "Segmentation");
 }
 
+/* One that was not through in time may be another time: the host is busy. */
+static void slow_ones_get_another_try(void **state)
+{
+	char mark[] = "/tmp/ebb-odd.XXXXXX";
+	struct error e;
+	struct rig r;
+	int fd = mkstemp(mark);
+
+	assert_true(fd >= 0);
+	close(fd);
+	unlink(mark);
+	setenv("EBB_ODD_MARK", mark, 1);
+	if (open_odd(&r, "slowload", &e))
+		fail_msg("%s", e.desc);
+	backend_close(r.b);
+	/* It did hang. */
+	assert_int_equal(unlink(mark), 0);
+	unsetenv("EBB_ODD_MARK");
+}
+
 /* Opens all three kinds of object, uses and closes them. */
 static void works(const char *driver)
 {
@@ -230,6 +250,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(names),
 		cmocka_unit_test(wrong_ones_are_refused),
+		cmocka_unit_test(slow_ones_get_another_try),
 		cmocka_unit_test(old_and_newer_ones_work),
 		cmocka_unit_test(lies_are_caught),
 		cmocka_unit_test(restless_ones_come_to_rest),
