@@ -164,6 +164,42 @@ static void handed_over(struct rig *r)
 	rig_end(r);
 }
 
+/* With a daemon that is killed they are gone; the next one takes them anew, evicting nothing. */
+static void renewed(struct rig *r)
+{
+	const unsigned int flags = NATIVE_SERVE_ZAP | NATIVE_KEEP;
+	struct newcomer other = {.n = 0};
+	uint64_t kept_back;
+
+	kt_set_free_huge_pages(UNITS);
+	rig_start(r, "", NULL);
+	CHECK_EQ(native_ram_make(&r->ram, "ram", UNITS * KT_HUGE, NATIVE_HUGETLB), 0);
+	r->unit_bytes = KT_HUGE;
+	r->units = UNITS;
+	for (size_t i = 0; i < UNITS; i++)
+		rig_tag(r, i, 1);
+	CHECK_EQ(native_open(r->d.attach, &r->vmm), 0);
+	CHECK_EQ(native_attach(r->vmm, "vm", &r->ram, 1, flags), 0);
+	rig_limit(r, 6 * KT_HUGE);
+	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
+	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
+		usleep(10000);
+	kept_back = 3 - kt_free_huge_pages();
+	CHECK(kept_back > 0);
+	daemon_replace(&r->d);
+	CHECK_EQ(native_resume(r->vmm, r->d.attach, "vm", &r->ram, 1, flags), 0);
+	for (int i = 0; i < 3000 && kt_free_huge_pages() > 3 - kept_back; i++)
+		usleep(10000);
+	newcomer_takes(&other);
+	CHECK_EQ(other.n, 3 - kept_back);
+	CHECK_EQ(rig_number(r, "evictions"), 0);
+	comes_back(r);
+	newcomer_leaves(&other);
+	rig_limit(r, 0);
+	rig_check_all(r);
+	rig_end(r);
+}
+
 /* Whatever is pinned by I/O, protected for writers, or stored: the same as with small pages. */
 static void writes(struct rig *r)
 {
@@ -211,8 +247,8 @@ static void cached(struct rig *r)
 int main(int argc, char **argv)
 {
 	static const struct rig_case cases[] = {
-		{"writes", writes},	      {"dry", dry},	  {"reserved", reserved},
-		{"handed_over", handed_over}, {"cached", cached},
+		{"writes", writes},	      {"dry", dry},	    {"reserved", reserved},
+		{"handed_over", handed_over}, {"renewed", renewed}, {"cached", cached},
 	};
 
 	return rig_main(argc, argv, cases, sizeof(cases) / sizeof(cases[0]));
