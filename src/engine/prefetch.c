@@ -19,7 +19,7 @@
  * there. What a policy wants brought back in bulk waits in a queue of its own behind that, and is
  * taken a slice at a time. It takes at most half of the VM's headroom, so that no demand fault ever
  * waits for its sake; where that is taken, an evictor is woken and what was asked for ahead waits a
- * moment. A unit that it brought in is taken out of the VMM's page table again (the page stays):
+ * moment. A unit that it read ahead is taken out of the VMM's page table again (the page stays):
  * then the first use maps it in the kernel, without us, and the present bit tells later whether
  * there was one. It also makes huge pages of units that came back in small ones. How many ranges
  * wait is bounded; what does not fit is dropped.
@@ -141,15 +141,14 @@ static void unmap_brought(struct brought *got)
 }
 
 /*
- * Where accesses to what is cached but not mapped come to us (MINOR), the first use of a unit that
- * was unmapped costs a fault as dear as the one that was to be avoided. What is restored in bulk
- * stays mapped there: it counts as used when somebody looks. What is read ahead of faults is
- * unmapped all the same, since its policy would learn of no mistake.
+ * What is restored in bulk stays mapped: it is wanted as a whole, and its first use costs nothing
+ * then; else a fault, of the kernel's, or one of ours where MINOR ones come to us, and unmapping it
+ * costs as much as loading it. It counts as used when somebody looks. What is read ahead of faults
+ * is unmapped, since its policy would learn of no mistake.
  */
 static bool stays_mapped(const struct block *b, bool bulk)
 {
-	return (bulk && atomic_load(&b->minor)) || !vm_has_tracker(b->vm) ||
-	       b->kind == BLOCK_HUGETLB;
+	return bulk || !vm_has_tracker(b->vm) || b->kind == BLOCK_HUGETLB;
 }
 
 static void to_unmap(struct brought *got, struct block *b, uint64_t unit, uint64_t units)
