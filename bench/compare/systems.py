@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ KERNEL = {
     "shared": "no limit, memory shared as on Ebb's side but not attached",
     "zram-lz4": "cgroup limit, swap to zram (lz4)",
     "zram-zstd": "cgroup limit, swap to zram (zstd)",
-    "zswap": "cgroup limit, zswap (lz4, zsmalloc) before a swap file",
+    "zswap": "cgroup limit, zswap (lz4, else the kernel's default; zsmalloc) before a swap file",
     "swap": "cgroup limit, swap file",
 }
 UNLIMITED = ("none", "shared")
@@ -104,7 +105,16 @@ class Cell:
     def usage(self):
         """All memory of the cell, that of its pool too."""
         name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
-        return int(read(self.path + "/" + name)) + self.pool()
+        return int(read(self.path + "/" + name)) + self.huge_bytes() + self.pool()
+
+    def huge_bytes(self):
+        """Pages of hugetlbfs, which are charged to no memory cgroup."""
+        total = 0
+        for p in self.processes if self.kind == "hugetlb" else []:
+            with contextlib.suppress(OSError):
+                found = re.search(r"HugetlbPages:\s+(\d+) kB", read("/proc/%d/status" % p.pid))
+                total += int(found.group(1)) << 10 if found else 0
+        return total
 
     def pool(self):
         return 0
@@ -135,11 +145,15 @@ class KernelCell(Cell):
             raise Refused("the kernel does not swap huge pages of hugetlbfs")
         if self.system == "shared":
             self.prepare_shared()
+        elif self.kind == "hugetlb":
+            self.machine.ask("huge_pages", self.most_bytes // (2 << 20) + 24)
         swapfile = os.path.join(self.folder, "swap")
         if self.system.startswith("zram"):
             self.device = self.machine.ask("zram", self.system.split("-")[1], size)
         elif self.system == "zswap":
-            self.machine.ask("write", ZSWAP + "compressor", "lz4")
+            # A kernel may have none but lzo; it refuses those that it does not have.
+            with contextlib.suppress(Refused):
+                self.machine.ask("write", ZSWAP + "compressor", "lz4")
             if os.path.exists(ZSWAP + "zpool"):
                 self.machine.ask("write", ZSWAP + "zpool", "zsmalloc")
             self.machine.ask("swap_file", swapfile, size)
@@ -185,9 +199,8 @@ class KernelCell(Cell):
             return int(zram_pool(self.device) * self.share())
         # On version 2 it is charged to the cgroup.
         if self.system == "zswap" and self.version == 1:
-            with contextlib.suppress(OSError):
-                return int(int(read("/sys/kernel/debug/zswap/pool_total_size")) * self.share())
-            raise Refused("zswap's pool cannot be counted (no debugfs, cgroup version 1)")
+            found = re.search(r"^Zswap:\s+(\d+) kB", read("/proc/meminfo"), re.M)
+            return int((int(found.group(1)) << 10) * self.share()) if found else 0
         return 0
 
     def resident(self):
