@@ -24,6 +24,7 @@ STEP, LEAST_MEMORY = 5, 10  # per cent
 PAIRS = 20  # by default
 SETTLE = 30  # runs: until what is used has been told from what is not
 PHASES = 2
+TRIES = 3
 AGAIN = 200  # resamplings for the error of a step
 MB = 1 << 20
 
@@ -172,6 +173,18 @@ def one(o, machine, folders, name, system, policy):
         return search.search()
 
 
+def tried(o, machine, folders, name, system, policy):
+    """The kernel ends a program now and then, as out of memory in its cgroup."""
+    for last in range(TRIES):
+        try:
+            return one(o, machine, folders, name, system, policy)
+        except Refused as e:
+            if "ended" not in str(e) or last == TRIES - 1:
+                raise
+            print("    again: %s" % e, flush=True)
+    return None
+
+
 def run(o, machine, folders, workloads):
     """[{workload, side, round, saved_bytes...}]"""
     found = []
@@ -181,7 +194,7 @@ def run(o, machine, folders, workloads):
             for system, policy in order if n % 2 == 0 else reversed(order):
                 side = side_name(system, policy)
                 print("round %d, %s under %s" % (n + 1, name, side), flush=True)
-                f = one(o, machine, folders, name, system, policy)
+                f = tried(o, machine, folders, name, system, policy)
                 found.append(dict(f, workload=name, side=side, system=system, round=n))
                 print("    saves %.1f of %.1f MiB" % (f["saved_bytes"] / MB,
                                                      f["unlimited_bytes"] / MB), flush=True)

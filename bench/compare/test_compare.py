@@ -60,13 +60,14 @@ class Case(unittest.TestCase):
             return json.load(f), said
 
     def equal_slowdown(self, *args):
-        """Nothing is too slow, so that every step is taken: all, 55 %, 10 %."""
-        result, said = self.json_of("--equal-slowdown", "99.9", "--step", "45", "--seconds", "0.01",
+        """Nothing is too slow, so that every step is taken: all, 45 % (with less, the kernel may
+        end the program)."""
+        result, said = self.json_of("--equal-slowdown", "99.9", "--step", "55", "--seconds", "0.01",
                                     "--pairs", "4", *args)
         for f in result["measured"]:
             steps = f["steps"]
-            self.assertEqual([s["percent"] for s in steps], [100, 55, 10], said)
-            self.assertLess(steps[2]["total"], steps[0]["total"] - (4 << 20), said)
+            self.assertEqual([s["percent"] for s in steps], [100, 45], said)
+            self.assertLess(steps[1]["total"], steps[0]["total"] - (4 << 20), said)
             self.assertGreater(f["saved_bytes"], 0, said)
         return {(r["workload"], r["side"]): r for r in result["rows"]}, said
 
