@@ -26,6 +26,9 @@
  * again), and no longer than the instance's patience since the donor was last there
  *   (-EIO: lost).
  *
+ * A move (move.c) is an op of one piece, which is read from its old place and written as it is,
+ * sealed, to the new one; it never waits for anything, but fails.
+ *
  * Completion. poll() looks at the completion queues; while a demanded load is under way and loads
  * are fast, it does so for up to spin-us; then it asks for an event. The channel's descriptor is an
  * epoll set of the queues' completion channels and an eventfd for everything else.
@@ -173,6 +176,15 @@ static bool queue_usable(const struct channel *ch, const struct link *l)
 	return q && !q->dead && !atomic_load(&l->broken);
 }
 
+static uint32_t usable_links(const struct channel *ch)
+{
+	uint32_t links = 0;
+
+	for (unsigned int i = 0; i < ch->inst->n_links; i++)
+		links |= (uint32_t)queue_usable(ch, ch->inst->links[i]) << i;
+	return links;
+}
+
 /* Starts one copy. False when it could not be, which is as if it had failed later. */
 static bool post(struct channel *ch, struct segment *s, unsigned int copy, bool write)
 {
@@ -210,10 +222,8 @@ static int store_start(struct channel *ch, struct segment *s)
 	struct op *op = s->op;
 	struct space *sp = op->space;
 	unsigned int copies = ch->inst->mirror ? COPIES : 1;
-	uint32_t links = 0, bytes = piece_bytes(op), avoid = NONE;
+	uint32_t links = usable_links(ch), bytes = piece_bytes(op), avoid = NONE;
 
-	for (unsigned int i = 0; i < ch->inst->n_links; i++)
-		links |= (uint32_t)queue_usable(ch, ch->inst->links[i]) << i;
 	for (unsigned int k = 0; k < copies; k++) {
 		int r = slot_take(sp, piece_order(op->order), links, avoid, &s->at[k]);
 
@@ -281,13 +291,54 @@ static int load_start(struct channel *ch, struct segment *s)
 	return now > op->start_ns + WAIT_NS ? -EAGAIN : 1;
 }
 
+static struct piece_move *op_move(const struct op *op)
+{
+	return op->io->op == IO_MOVE ? (struct piece_move *)op->io : NULL;
+}
+
+/* at[0] is the old place and read, at[1] the new one and written. */
+static int move_start(struct channel *ch, struct segment *s)
+{
+	const struct piece_move *m = op_move(s->op);
+	const struct chunk *c = &s->op->space->chunks[place_chunk(m->from)];
+	const struct share *sh = &s->op->space->shares[c->donor];
+
+	if (c->state != CHUNK_OPEN || !sh->link || !atomic_load(&sh->open) ||
+	    !queue_usable(ch, sh->link))
+		return -EAGAIN;
+	s->at[0] = m->from;
+	if (!post(ch, s, 0, false))
+		s->failed = 1;
+	return 0;
+}
+
+/* True when the piece goes on. Else the result is set. */
+static bool move_step(struct channel *ch, struct segment *s)
+{
+	struct piece_move *m = op_move(s->op);
+	struct space *sp = s->op->space;
+
+	s->op->result = s->failed ? -EAGAIN : 0;
+	if (!s->failed && !s->at[1]) {
+		s->op->result = slot_take_for_move(sp, m, usable_links(ch), &s->at[1]);
+		if (s->op->result)
+			return false;
+		if (post(ch, s, 1, true))
+			return true;
+		s->op->result = -EAGAIN;
+	}
+	if (!s->op->result)
+		m->to = s->at[1];
+	else if (s->at[1])
+		slot_hold(sp, s->at[1]); /* the write may yet arrive */
+	return false;
+}
+
 static void segment_end(struct channel *ch, struct segment *s);
 
 /* Starts what can be of an op. False when there is no segment left for it. */
 static bool op_start(struct channel *ch, struct op *op)
 {
-	bool store = op->io->op == EBB_IO_STORE;
-
 	while (op->todo && !op->result) {
 		struct segment *s = segment_take(ch, op_demand(op));
 		int r;
@@ -300,7 +351,9 @@ static bool op_start(struct channel *ch, struct op *op)
 		memset(s->at, 0, sizeof(s->at));
 		op->todo &= op->todo - 1;
 		op->in_flight++;
-		r = store ? store_start(ch, s) : load_start(ch, s);
+		r = op->io->op == EBB_IO_STORE ? store_start(ch, s)
+		    : op_move(op)	       ? move_start(ch, s)
+					       : load_start(ch, s);
 		if (r) {
 			op->todo |= 1u << s->i;
 			op->in_flight--;
@@ -367,10 +420,14 @@ static void segment_end(struct channel *ch, struct segment *s)
 {
 	struct op *op = s->op;
 
-	if (op->io->op == EBB_IO_STORE)
+	if (op_move(op)) {
+		if (move_step(ch, s))
+			return;
+	} else if (op->io->op == EBB_IO_STORE) {
 		store_end(ch, s);
-	else
+	} else {
 		load_end(ch, s);
+	}
 	op->in_flight--;
 	segment_put(ch, s);
 }
@@ -520,9 +577,14 @@ static int op_begin(struct op *op, struct ebb_io *io, bool encrypt)
 	op->order = 0;
 	op->encrypted = encrypt;
 	op->start_ns = now_ns();
-	if (order < 0 || (io->op != EBB_IO_STORE && io->op != EBB_IO_LOAD))
+	if (order < 0 || (io->op != EBB_IO_STORE && io->op != EBB_IO_LOAD && io->op != IO_MOVE))
 		return -EINVAL;
 	op->order = (uint8_t)order;
+	if (io->op == IO_MOVE) {
+		op->entries[0] = op_move(op)->index;
+		op->todo = 1;
+		return 0;
+	}
 	r = io->op == EBB_IO_STORE ? entries_take(op->space, op->entries, pieces_of(op->order))
 				   : object_find(op->space, io->handle, op);
 	if (r)
@@ -541,7 +603,8 @@ static void take(struct channel *ch, struct ebb_io *io)
 
 	list_remove(&ch->free_ops, op);
 	r = op_begin(op, io, atomic_load(&inst->encrypt));
-	count(inst, io->op == EBB_IO_STORE ? COUNT_STORES : COUNT_LOADS, 1);
+	if (io->op != IO_MOVE)
+		count(inst, io->op == EBB_IO_STORE ? COUNT_STORES : COUNT_LOADS, 1);
 	if (r) {
 		/* Nothing of it was begun, so nothing has to be undone. */
 		if (r == -EINVAL)
@@ -619,6 +682,30 @@ void channels_kick(struct rdma *inst)
 		if (atomic_load(&ch->waiting))
 			channel_kick(ch);
 	pthread_mutex_unlock(&inst->lock);
+}
+
+static bool is_at(struct channel *ch, const uint64_t *places, uint32_t n)
+{
+	bool found = false;
+
+	pthread_mutex_lock(&ch->lock);
+	for (unsigned int i = 0; i < SEGMENTS; i++)
+		for (unsigned int k = 0; k < COPIES; k++)
+			for (uint32_t p = 0; p < n && ch->segments[i].op; p++)
+				found = found || ((ch->segments[i].pending >> k & 1) &&
+						  ch->segments[i].at[k] == places[p]);
+	pthread_mutex_unlock(&ch->lock);
+	return found;
+}
+
+void channels_leave(struct rdma *inst, const uint64_t *places, uint32_t n)
+{
+	struct channel *ch = NULL;
+
+	/* A READ ends, or its donor's session does; neither takes longer than a few seconds. */
+	while ((ch = channel_next(inst, ch)))
+		while (is_at(ch, places, n))
+			usleep(200);
 }
 
 /* ---- queues ---- */

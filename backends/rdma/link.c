@@ -29,6 +29,7 @@
 
 #define PING_MS	     1000
 #define ANSWER_MS    10000
+#define QUIET_MS     2000 /* the same when we are about to hand over: it may be out of reach */
 #define RETRY_MS     500
 #define RECEIVES     4u
 #define SEND_AT	     RECEIVES
@@ -94,6 +95,8 @@ static int answer(struct link *l)
 		link_events(l);
 		if (n < 0 || atomic_load(&l->broken))
 			return -EPIPE;
+		if (atomic_load(&l->inst->quiet) && end > now_ns() + QUIET_MS * NS_PER_MS)
+			end = now_ns() + QUIET_MS * NS_PER_MS;
 		if (now_ns() >= end)
 			return -ETIMEDOUT;
 		if (poll(p, 2, 100) > 0 && ibv_get_cq_event(l->comp, &cq, &context) == 0) {
@@ -504,6 +507,7 @@ static int ping(struct link *l)
 	if (pong.recall && !atomic_load(&l->recall))
 		say(l, 2, "it wants memory back", 0);
 	atomic_store(&l->recall, pong.recall);
+	atomic_store(&l->room, pong.free_chunks);
 	return 0;
 }
 

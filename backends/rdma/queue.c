@@ -75,7 +75,8 @@ static int await(struct link *l, const struct rdma_cm_id *id, enum rdma_cm_event
 								: -EHOSTUNREACH;
 		if (r == 0)
 			continue;
-		if (atomic_load(&l->inst->stop) || now_ns() >= end)
+		/* Nor is a hand-over held up by a network that is gone. */
+		if (atomic_load(&l->inst->stop) || atomic_load(&l->inst->quiet) || now_ns() >= end)
 			return -ETIMEDOUT;
 		poll(&p, 1, 50);
 	}

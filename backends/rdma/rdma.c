@@ -22,6 +22,7 @@
  *   channel.c  the data path
  *   queue.c    making connections
  *   link.c     a donor and the thread that looks after it
+ *   move.c     away from a donor that wants its memory back
  *   src/rdma   what is said between us and a donor
  *
  * A copy lives in a donor's memory and nowhere else, unless mirror=on puts two of it on two donors
@@ -29,8 +30,8 @@
  * had, or that does not come back for `patience`, or that gives something else than it got, costs
  * -EIO.
  *
- * Threads: the engine's, one for each donor, and the keeper, which sees to it that I/O that waits
- * is looked at.
+ * Threads: the engine's, one for each donor, the mover, and the keeper, which sees to it that I/O
+ * that waits is looked at.
  */
 
 #define KEEPER_MS	 100
@@ -192,6 +193,8 @@ static void rdma_close(void *instance)
 	atomic_store(&inst->stop, true);
 	if (inst->keeper_runs)
 		pthread_join(inst->keeper, NULL);
+	if (inst->mover_runs)
+		pthread_join(inst->mover, NULL);
 	for (unsigned int i = 0; i < inst->n_links; i++)
 		link_free(inst->links[i]);
 	pthread_cond_destroy(&inst->unused);
@@ -239,6 +242,10 @@ static int rdma_open(const struct ebb_backend_host *host, const struct ebb_optio
 		r = -pthread_create(&inst->keeper, NULL, keeper_main, inst);
 		inst->keeper_runs = !r;
 	}
+	if (!r) {
+		r = -pthread_create(&inst->mover, NULL, mover_main, inst);
+		inst->mover_runs = !r;
+	}
 	if (r) {
 		rdma_close(inst);
 		return r;
@@ -266,8 +273,9 @@ static int rdma_quiesce(void *instance)
 	atomic_store(&inst->quiet, true);
 	for (unsigned int i = 0; i < inst->n_links; i++)
 		link_kick(inst->links[i]);
+	/* Nor is anything changed in the map from here on. */
 	for (unsigned int i = 0; i < inst->n_links; i++) {
-		while (!atomic_load(&inst->links[i]->idle)) {
+		while (!atomic_load(&inst->links[i]->idle) || atomic_load(&inst->moving)) {
 			if (now_ns() >= end) {
 				atomic_store(&inst->quiet, false);
 				return -ETIMEDOUT;
@@ -358,6 +366,7 @@ static void rdma_usage(void *instance, void *space, struct ebb_usage *out)
 {
 	struct rdma *inst = instance;
 
+	out->capacity_bytes = capacity_bytes(inst);
 	if (space) {
 		space_usage(space, out);
 		return;
@@ -384,8 +393,10 @@ static int rdma_stats(void *instance, struct ebb_stat *out, uint32_t n)
 		[COUNT_CONNECTED] = {"connects", "Connections made to donors"},
 		[COUNT_BROKEN] = {"disconnects", "Connections to donors that broke"},
 		[COUNT_CHUNKS_LOST] = {"chunks-lost", "Chunks of 4 MiB that donors have lost"},
+		[COUNT_MOVED] = {"moved", "Pieces moved since their donor wanted memory back"},
 	};
 	struct rdma *inst = instance;
+	uint64_t recall = 0;
 	uint32_t have = 0, up = 0;
 
 	for (; have < COUNTERS && have < n; have++)
@@ -393,12 +404,19 @@ static int rdma_stats(void *instance, struct ebb_stat *out, uint32_t n)
 					      .help = texts[have].help,
 					      .value = atomic_load(&inst->count[have]),
 					      .counter = 1};
-	for (unsigned int i = 0; i < inst->n_links; i++)
+	for (unsigned int i = 0; i < inst->n_links; i++) {
 		up += atomic_load(&inst->links[i]->up);
+		recall += atomic_load(&inst->links[i]->recall);
+	}
 	if (have < n)
-		out[have] = (struct ebb_stat){
+		out[have++] = (struct ebb_stat){
 			.name = "donors-up", .help = "Donors that are connected", .value = up};
-	return COUNTERS + 1;
+	if (have < n)
+		out[have] =
+			(struct ebb_stat){.name = "recalled-bytes",
+					  .help = "Memory that donors want back and have not yet",
+					  .value = recall * WIRE_CHUNK_BYTES};
+	return COUNTERS + 2;
 }
 
 __attribute__((visibility("default"))) const struct ebb_backend *ebb_backend_entry(void)

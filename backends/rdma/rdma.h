@@ -33,6 +33,7 @@ enum counter {
 	COUNT_CONNECTED,
 	COUNT_BROKEN,
 	COUNT_CHUNKS_LOST,
+	COUNT_MOVED,
 	COUNTERS
 };
 
@@ -62,8 +63,9 @@ struct rdma {
 	_Atomic unsigned int n_links;
 	struct space *spaces;	  /* under lock */
 	struct channel *channels; /* under lock */
-	pthread_t keeper;
-	bool keeper_runs;
+	pthread_t keeper, mover;
+	bool keeper_runs, mover_runs;
+	_Atomic bool moving; /* the mover is at work */
 	_Atomic bool stop;
 	_Atomic bool quiet; /* handed over: no connection to any donor */
 	_Atomic uint64_t count[COUNTERS];
@@ -85,6 +87,7 @@ struct link {
 	_Atomic bool tried;	  /* the first attempt is over, with `error` */
 	_Atomic uint64_t down_ns; /* since when it has not been up; while it is not */
 	_Atomic uint64_t recall;  /* chunks that the donor wants back */
+	_Atomic uint64_t room;	  /* chunks that it would yet lend, to whomever asks first */
 	int error;
 
 	/* The rest is the thread's. */
@@ -128,6 +131,7 @@ struct chunk {
 	_Atomic uint8_t state; /* enum chunk_state; set under space.lock */
 	uint8_t donor, order;
 	bool listed;
+	_Atomic bool vacating; /* takes nothing new, and what is in it is being moved away */
 	uint16_t used;
 	uint32_t prev, next; /* in the pool or a list of its share */
 	uint32_t number, rkey;
@@ -148,6 +152,7 @@ struct space {
 	struct seal seal;
 	_Atomic uint64_t next_count; /* below header->counts */
 	_Atomic bool active; /* I/O has come: what is lent may change, nobody else has the map */
+	_Atomic bool closing;
 	struct share shares[DONORS_MAX];
 
 	pthread_mutex_t lock;
@@ -156,7 +161,19 @@ struct space {
 	uint32_t first_entry;	/* + 1 */
 	uint32_t first_chunk;	/* free row + 1, linked by chunk.next */
 	unsigned int turn;	/* which donor is next */
+	bool moving;		/* pieces of it are being moved: no chunk goes back */
 	uint64_t objects, logical_bytes, pieces;
+};
+
+#define IO_MOVE 100u /* an op of I/O that only we ourselves submit: a struct piece_move */
+
+/* A copy of a piece that is moved. */
+struct piece_move {
+	struct ebb_io io; /* first */
+	uint32_t index;	  /* of its entry */
+	unsigned int copy;
+	uint64_t head, from; /* the entry's, when it was decided */
+	uint64_t to;	     /* where it was written; 0: nowhere */
 };
 
 /* A piece in flight. */
@@ -253,6 +270,9 @@ uint64_t count_take(struct space *sp);
  * there may be one soon; -ENOSPC.
  */
 int slot_take(struct space *sp, unsigned int order, uint32_t links, uint32_t avoid, uint64_t *at);
+/* The same for a copy of a piece that moves away from `from`: packed closer at the same donor when
+ * no other has room. */
+int slot_take_for_move(struct space *sp, const struct piece_move *m, uint32_t links, uint64_t *at);
 void slot_put(struct space *sp, uint64_t at);
 /* The same for one that a write may still be under way to. */
 void slot_hold(struct space *sp, uint64_t at);
@@ -276,6 +296,17 @@ bool share_wants(struct space *sp, unsigned int share);
 /* Numbers of up to n chunks that may go back now, which then belong to the caller. */
 uint32_t share_leaving(struct space *sp, unsigned int share, uint32_t *rows, uint32_t *numbers,
 		       uint32_t n);
+/* Marks up to n chunks with content as vacating, the emptiest ones. Returns how many. */
+uint32_t share_vacate(struct space *sp, unsigned int share, uint64_t n);
+/* Those that are not empty by now are as others again. */
+void share_vacate_end(struct space *sp, unsigned int share);
+/* While it is set no chunk goes back to its donor. */
+void space_moving(struct space *sp, bool on);
+/* Up to n copies that lie in vacating chunks, from entry *next on, which moves on. */
+uint32_t moves_find(struct space *sp, uint32_t *next, struct piece_move *out, uint32_t n);
+/* From now on the copy is at m->to. False: it was freed or replaced meanwhile. m->from is not
+ * free yet. */
+bool move_commit(struct space *sp, const struct piece_move *m);
 /* They are back. */
 void share_left(struct space *sp, const uint32_t *rows, uint32_t n);
 
@@ -283,6 +314,13 @@ uint32_t chunk_take_row(struct space *sp);
 void chunk_give_row(struct space *sp, uint32_t row);
 void chunk_list(struct space *sp, uint32_t row);
 void chunk_unlist(struct space *sp, uint32_t row);
+
+/* What the donors of an instance have for it, with what it has already; 0: not known. */
+uint64_t capacity_bytes(struct rdma *inst);
+
+/* ---- move.c ---- */
+
+void *mover_main(void *inst);
 
 /* ---- recover.c ---- */
 
@@ -297,6 +335,9 @@ struct channel *channel_next(struct rdma *inst, struct channel *after);
 void channel_put(struct channel *ch);
 int channel_submit(struct channel *ch, struct ebb_io **ios, uint32_t n);
 int channel_poll(struct channel *ch, struct ebb_io **ios, uint32_t n);
+/* Waits until nothing that is in flight on any channel is at one of these places. Whoever names
+ * them no more does so before. */
+void channels_leave(struct rdma *inst, const uint64_t *places, uint32_t n);
 /* Makes the channel's descriptor readable, so that its thread looks. */
 void channel_kick(struct channel *ch);
 /* Kicks all that have something waiting. */

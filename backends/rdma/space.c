@@ -238,6 +238,7 @@ void space_close(struct space *sp)
 {
 	struct rdma *inst = sp->inst;
 
+	atomic_store(&sp->closing, true);
 	pthread_mutex_lock(&inst->lock);
 	for (struct space **at = &inst->spaces; *at; at = &(*at)->next) {
 		if (*at == sp) {
@@ -245,7 +246,8 @@ void space_close(struct space *sp)
 			break;
 		}
 	}
-	/* Donors' threads finish what they do for it; that takes no longer than one request. */
+	/* Donors' threads finish what they do for it; that takes no longer than one request, or
+	 * than a few pieces take to be moved. */
 	while (sp->refs)
 		pthread_cond_wait(&inst->unused, &inst->lock);
 	pthread_mutex_unlock(&inst->lock);
@@ -542,9 +544,10 @@ static void put_locked(struct space *sp, uint64_t at)
 	case CHUNK_OPEN:
 		if (!c->used) {
 			chunk_unlist(sp, row);
+			atomic_store(&c->vacating, false);
 			c->state = CHUNK_POOL;
 			chunk_list(sp, row);
-		} else if (!c->listed) {
+		} else if (!c->listed && !atomic_load(&c->vacating)) {
 			chunk_list(sp, row);
 		}
 		break;
@@ -684,7 +687,7 @@ uint32_t share_leaving(struct space *sp, unsigned int share, uint32_t *rows, uin
 	uint32_t have = 0, keep = all ? 0 : SPARE + 1;
 
 	pthread_mutex_lock(&sp->lock);
-	while (atomic_load(&sp->active) && have < n && s->n_pool > keep) {
+	while (atomic_load(&sp->active) && !sp->moving && have < n && s->n_pool > keep) {
 		uint32_t row = s->pool;
 
 		chunk_unlist(sp, row);
@@ -704,6 +707,123 @@ void share_left(struct space *sp, const uint32_t *rows, uint32_t n)
 		chunk_give_row(sp, rows[i]);
 	}
 	pthread_mutex_unlock(&sp->lock);
+}
+
+/* ---- what moves away from a donor that wants its memory back ---- */
+
+uint32_t share_vacate(struct space *sp, unsigned int share, uint64_t n)
+{
+	uint32_t of_use[SLOTS_MAX + 1] = {0}, marked = 0, high; /* by pages in use */
+	uint64_t sum = 0;
+	unsigned int most = 0;
+
+	pthread_mutex_lock(&sp->lock);
+	high = sp->header->chunks_high;
+	for (uint32_t row = 0; row < high; row++) {
+		const struct chunk *c = &sp->chunks[row];
+
+		if (c->state == CHUNK_OPEN && c->donor == share)
+			of_use[(uint32_t)c->used << c->order]++;
+	}
+	while (most < SLOTS_MAX && sum < n)
+		sum += of_use[++most];
+	for (uint32_t row = 0; row < high && marked < n; row++) {
+		struct chunk *c = &sp->chunks[row];
+
+		if (c->state != CHUNK_OPEN || c->donor != share ||
+		    (uint32_t)c->used << c->order > most)
+			continue;
+		chunk_unlist(sp, row);
+		atomic_store(&c->vacating, true);
+		marked++;
+	}
+	pthread_mutex_unlock(&sp->lock);
+	return marked;
+}
+
+void share_vacate_end(struct space *sp, unsigned int share)
+{
+	pthread_mutex_lock(&sp->lock);
+	for (uint32_t row = 0; row < sp->header->chunks_high; row++) {
+		struct chunk *c = &sp->chunks[row];
+
+		if (c->donor != share || !atomic_exchange(&c->vacating, false))
+			continue;
+		if (c->state == CHUNK_OPEN && c->used < slots_in(c->order) && !c->listed)
+			chunk_list(sp, row);
+	}
+	pthread_mutex_unlock(&sp->lock);
+}
+
+void space_moving(struct space *sp, bool on)
+{
+	pthread_mutex_lock(&sp->lock);
+	sp->moving = on;
+	pthread_mutex_unlock(&sp->lock);
+}
+
+uint32_t moves_find(struct space *sp, uint32_t *next, struct piece_move *out, uint32_t n)
+{
+	uint32_t have = 0, high = atomic_load(&sp->header->entries_high);
+
+	for (; *next < high && have + COPIES <= n; ++*next) {
+		struct entry *e = &sp->entries[*next];
+		uint64_t head = atomic_load_explicit(&e->head, memory_order_acquire);
+
+		for (unsigned int k = 0; k < COPIES && head & HEAD_LIVE; k++) {
+			uint64_t at = atomic_load(&e->at[k]);
+
+			if (!at || place_chunk(at) >= sp->n_chunks ||
+			    !atomic_load(&sp->chunks[place_chunk(at)].vacating))
+				continue;
+			out[have++] = (struct piece_move){
+				.io = {.op = IO_MOVE,
+				       .flags = EBB_IO_BACKGROUND,
+				       .space = sp,
+				       .len = PAGE_BYTES << piece_order(head_order(head))},
+				.index = *next,
+				.copy = k,
+				.head = head,
+				.from = at};
+		}
+	}
+	return have;
+}
+
+int slot_take_for_move(struct space *sp, const struct piece_move *m, uint32_t links, uint64_t *at)
+{
+	uint64_t other = atomic_load(&sp->entries[m->index].at[1 - m->copy]);
+	unsigned int share = sp->chunks[place_chunk(m->from)].donor;
+	unsigned int order = sp->chunks[place_chunk(m->from)].order;
+	uint32_t avoid = NONE;
+	int r;
+
+	if (other && place_chunk(other) < sp->n_chunks)
+		avoid = sp->chunks[place_chunk(other)].donor;
+	r = slot_take(sp, order, links, avoid, at);
+	if (r != -ENOSPC)
+		return r;
+	/* Into chunks that have been begun only: so there are fewer of them in the end. */
+	pthread_mutex_lock(&sp->lock);
+	if (sp->shares[share].first[order] != NONE && slot_from(sp, share, order, at))
+		r = 0;
+	pthread_mutex_unlock(&sp->lock);
+	return r;
+}
+
+bool move_commit(struct space *sp, const struct piece_move *m)
+{
+	struct entry *e = &sp->entries[m->index];
+	bool same;
+
+	/* Objects end under this lock. The seal is of the content, not of the place: its count and
+	 * tag stay. */
+	pthread_mutex_lock(&sp->lock);
+	same = atomic_load(&e->head) == m->head && atomic_load(&e->at[m->copy]) == m->from;
+	if (same)
+		atomic_store(&e->at[m->copy], m->to);
+	pthread_mutex_unlock(&sp->lock);
+	return same;
 }
 
 /* ---- objects ---- */
@@ -841,6 +961,32 @@ int64_t object_retain(struct space *sp, const uint64_t *handles, uint64_t n)
 }
 
 /* ---- figures ---- */
+
+uint64_t capacity_bytes(struct rdma *inst)
+{
+	uint64_t chunks = 0;
+	bool known = false;
+
+	pthread_mutex_lock(&inst->lock);
+	for (unsigned int i = 0; i < inst->n_links; i++) {
+		struct link *l = inst->links[i];
+		uint64_t ours = 0, recall = atomic_load(&l->recall);
+
+		for (struct space *sp = inst->spaces; sp; sp = sp->next) {
+			pthread_mutex_lock(&sp->lock);
+			for (unsigned int k = 0; k < DONORS_MAX; k++)
+				ours += sp->shares[k].link == l ? sp->shares[k].n_chunks : 0;
+			pthread_mutex_unlock(&sp->lock);
+		}
+		known = known || ours || atomic_load(&l->up);
+		/* Of one that is away we know what it had. */
+		ours += atomic_load(&l->up) && atomic_load(&l->placing) ? atomic_load(&l->room) : 0;
+		chunks += ours - (recall < ours ? recall : ours);
+	}
+	pthread_mutex_unlock(&inst->lock);
+	/* 0 would be no bound. */
+	return chunks ? chunks * WIRE_CHUNK_BYTES : known;
+}
 
 void space_usage(struct space *sp, struct ebb_usage *out)
 {

@@ -395,10 +395,15 @@ static int hello(struct session *s, const struct wire_message *in, struct wire_m
 static int ping(struct session *s, struct wire_message *out)
 {
 	const struct pool *p = &s->donor->pool;
-	uint64_t excess = p->lent > p->limit ? p->lent - p->limit : 0;
-	struct wire_pong pong = {.free_chunks = p->lent < p->limit ? p->limit - p->lent : 0,
-				 .recall = excess < s->chunks ? excess : s->chunks};
+	uint64_t excess = p->lent > p->limit ? p->lent - p->limit : 0, all = 0;
+	struct wire_pong pong = {.free_chunks = p->lent < p->limit ? p->limit - p->lent : 0};
 
+	/* From each that is here in proportion; what is held for others cannot be asked for. */
+	for (const struct session *other = s->donor->sessions; other; other = other->next)
+		all += other->chunks;
+	excess = excess < all ? excess : all;
+	if (excess)
+		pong.recall = (excess * s->chunks + all - 1) / all;
 	memcpy(out->rest, &pong, sizeof(pong));
 	out->header.body_bytes = sizeof(pong);
 	return 0;

@@ -348,6 +348,95 @@ static void handed_over(void **state)
 	rig_close(&new);
 }
 
+/* ---- donors that want their memory back ---- */
+
+/* Until it has all but so much back; what is there is looked at all the while. */
+static void wait_lent(struct rig *r, unsigned int i, uint64_t bytes, const struct object *o,
+		      unsigned int n)
+{
+	while (donor_number(&donors, i, "lent-bytes") > bytes)
+		assert_int_equal(count_there(r, o, n), n);
+}
+
+static void taken_back_to_another_donor(void **state)
+{
+	enum { N = 400 };
+	struct object *o = calloc(N, sizeof(*o));
+	struct rig r;
+
+	donor_start(&donors, 0, 32 * MiB);
+	donor_start(&donors, 1, 32 * MiB);
+	open_rig(&r, 2, NULL);
+	store_all(&r, o, 8);
+	both_lend();
+	store_all(&r, o, N);
+	donor_lend(&donors, 0, 0);
+	wait_lent(&r, 0, 0, o, N);
+	assert_int_equal(donor_number(&donors, 0, "limit-bytes"), 0);
+	assert_true(stat(&r, "moved") >= N / 2 - 8);
+	/* What it had is not there any more: nothing depends on it. */
+	donor_stop(&donors, 0, SIGKILL);
+	assert_int_equal(count_there(&r, o, N), N);
+	/* Objects that were moved end as others do. */
+	for (unsigned int i = 0; i < N; i++)
+		backend_free(r.c, r.s, &o[i].handle, 1);
+	assert_int_equal(stat(&r, "bad-handles"), 0);
+	assert_int_equal(stat(&r, "wrong"), 0);
+	rig_close(&r);
+	free(o);
+}
+
+/* There is no other: what is left in half-empty chunks goes into fewer. */
+static void taken_back_and_packed(void **state)
+{
+	enum { LEN = 65536, N = 3 * CHUNK / LEN };
+	struct object *o = calloc(N, sizeof(*o));
+	uint8_t *buf = buffer_new();
+	struct rig r;
+	unsigned int n = 0;
+
+	donor_start(&donors, 0, 32 * MiB);
+	open_rig(&r, 1, NULL);
+	for (unsigned int i = 0; i < N; i++) {
+		o[i] = (struct object){.len = LEN, .seed = i + 1};
+		fill(buf, LEN, o[i].seed, 1000);
+		assert_int_equal(do_store(r.c, r.s, 0, buf, LEN, &o[i].handle), 0);
+	}
+	free(buf);
+	for (unsigned int i = 0; i < N; i++) {
+		if (i % 3)
+			backend_free(r.c, r.s, &o[i].handle, 1);
+		else
+			o[n++] = o[i];
+	}
+	donor_lend(&donors, 0, 2 * CHUNK);
+	wait_lent(&r, 0, 2 * CHUNK, o, n);
+	assert_true(stat(&r, "moved") > 0);
+	assert_int_equal(count_there(&r, o, n), n);
+	rig_close(&r);
+	free(o);
+}
+
+/* Two copies stay on two donors. */
+static void taken_back_from_a_mirror(void **state)
+{
+	enum { N = 100 };
+	struct object *o = calloc(N, sizeof(*o));
+	struct rig r;
+
+	for (unsigned int i = 0; i < 3; i++)
+		donor_start(&donors, i, 32 * MiB);
+	open_rig(&r, 3, "mirror=on");
+	wait_for(&r, "donors-up", 3);
+	store_all(&r, o, N);
+	donor_lend(&donors, 0, 0);
+	wait_lent(&r, 0, 0, o, N);
+	donor_stop(&donors, 1, SIGKILL);
+	assert_int_equal(count_there(&r, o, N), N);
+	rig_close(&r);
+	free(o);
+}
+
 /* ---- donors that lie ---- */
 
 /* Where in the donor's memory the content of the n-th object is, found by trying. */
@@ -575,6 +664,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(a_mirror_loses_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_silent_donor_comes_back, setup, teardown),
 		cmocka_unit_test_setup_teardown(handed_over, setup, teardown),
+		cmocka_unit_test_setup_teardown(taken_back_to_another_donor, setup, teardown),
+		cmocka_unit_test_setup_teardown(taken_back_and_packed, setup, teardown),
+		cmocka_unit_test_setup_teardown(taken_back_from_a_mirror, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_liar_is_found_out, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_liar_is_found_out_without_encryption, setup,
 						teardown),
