@@ -154,13 +154,14 @@ static uint64_t number_in(const char *text, const char *key)
 	return strtoull(p + strlen(key), NULL, 10);
 }
 
-uint64_t daemon_upgrade(struct daemon *d)
+bool daemon_try_upgrade(struct daemon *d, uint64_t *paused_us)
 {
-	uint64_t paused_us;
 	pid_t old = d->pid;
 
 	daemon_ask(d, "{\"execute\":\"upgrade\"}");
-	paused_us = number_in(d->answer, "\"paused-us\":");
+	if (strstr(d->answer, "no upgrade:"))
+		return false;
+	*paused_us = number_in(d->answer, "\"paused-us\":");
 	d->pid = (pid_t)number_in(d->answer, "\"pid\":");
 	if (!successor)
 		atexit(end_successor);
@@ -169,6 +170,15 @@ uint64_t daemon_upgrade(struct daemon *d)
 	if (waitpid(old, NULL, 0) != old)
 		err(1, "waitpid");
 	meet(d);
+	return true;
+}
+
+uint64_t daemon_upgrade(struct daemon *d)
+{
+	uint64_t paused_us;
+
+	if (!daemon_try_upgrade(d, &paused_us))
+		errx(1, "no upgrade: %.300s", d->answer);
 	return paused_us;
 }
 

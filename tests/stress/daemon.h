@@ -40,6 +40,8 @@ void daemon_next(struct daemon *d);
  * then. Returns for how long no fault was served, in microseconds. Exits the test when it fails.
  */
 uint64_t daemon_upgrade(struct daemon *d);
+/* The same where it may be refused, because something is out of reach: false, and it goes on. */
+bool daemon_try_upgrade(struct daemon *d, uint64_t *paused_us);
 /* Like daemon_ask(), for one that may die: false when it did. */
 bool daemon_try(struct daemon *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Sends one command line and returns the answer's text ({"return": ...} or {"error": ...}). */

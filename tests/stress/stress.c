@@ -28,8 +28,9 @@
  * The test process is the VMM. Its worker threads check and rewrite tagged pages (tagged.h) at
  * random. Meanwhile the main thread plays the
  * operator and the VMM's other threads: limits up and down, forced reclaim, policies swapped,
- * prefetch of everything, discards, RAM plugged and unplugged, pins. A wrong tag ends the test at
- * once, with what was found; at the end all RAM is detached and checked once more.
+ * prefetch of everything, discards, RAM plugged and unplugged, pins. Another thread may run a
+ * command over and over that does something to what the backend lives on. A wrong tag ends the test
+ * at once, with what was found; at the end all RAM is detached and checked once more.
  */
 
 #define WORKERS	   2
@@ -71,6 +72,25 @@ static void *worker_main(void *arg)
 	return NULL;
 }
 
+/* A shell command, run again and again. */
+struct disturber {
+	pthread_t thread;
+	const char *command; /* NULL: none */
+	_Atomic unsigned int rounds;
+};
+
+static void *disturber_main(void *arg)
+{
+	struct disturber *x = arg;
+
+	while (!atomic_load(&stop)) {
+		if (system(x->command))
+			errx(1, "'%s' failed", x->command);
+		atomic_fetch_add(&x->rounds, 1);
+	}
+	return NULL;
+}
+
 struct player {
 	struct daemon *d;
 	struct native *vmm;
@@ -79,6 +99,7 @@ struct player {
 	bool plugged, second_tier;
 	unsigned int did[9], kills, upgrades;
 	bool kill, upgrade, tiers;
+	const struct disturber *disturber;
 };
 
 static void expect_return(struct player *o, const char *what)
@@ -272,8 +293,10 @@ static void operate(struct player *o, double seconds)
 							 do_plug,   do_pin,	do_backend};
 	uint64_t end = clock_ns() + (uint64_t)(seconds * 1e9);
 
-	/* However few deeds there is time for, two deaths are among them if there are to be any. */
-	while (clock_ns() < end || (o->kill && o->kills < 2)) {
+	/* However few deeds there is time for, two deaths are among them if there are to be any,
+	 * and all harm is done once. */
+	while (clock_ns() < end || (o->kill && o->kills < 2) ||
+	       (o->disturber->command && !atomic_load(&o->disturber->rounds))) {
 		unsigned int k = (unsigned int)(rng(&o->seed) % 9);
 
 		/* What this backend holds does not outlive the daemon. */
@@ -289,7 +312,13 @@ static void operate(struct player *o, double seconds)
 		if (o->kill && rng(&o->seed) % 3 == 0)
 			do_kill(o);
 		if (o->upgrade && rng(&o->seed) % 3 == 0) {
-			daemon_upgrade(o->d);
+			uint64_t paused_us;
+
+			/* While donors are out of reach it may be put off. */
+			if (!o->disturber->command)
+				daemon_upgrade(o->d);
+			else if (!daemon_try_upgrade(o->d, &paused_us))
+				continue;
 			o->upgrades++;
 		}
 		usleep((useconds_t)(rng(&o->seed) % 20000));
@@ -304,8 +333,8 @@ static void check_all(const char *when)
 }
 
 /*
- * Stores the VM in a backend of this driver with these options (name=value,...): as its first tier,
- * or below the compressed one.
+ * Stores the VM in a backend of this driver with these options (name=value,...; a value may have
+ * commas): as its first tier, or below the compressed one.
  */
 static void use_backend(struct daemon *d, const char *driver, char *options, bool below)
 {
@@ -315,11 +344,13 @@ static void use_backend(struct daemon *d, const char *driver, char *options, boo
 	for (char *o = strtok(options, ","); o; o = strtok(NULL, ",")) {
 		char *value = strchr(o, '=');
 
-		if (!value)
+		if (!value && n) /* more of the value before */
+			n += (size_t)snprintf(json + n - 1, sizeof(json) - n + 1, ",%s\"", o) - 1;
+		else if (!value)
 			errx(2, "an option is name=value, not %s", o);
-		*value++ = 0;
-		n += (size_t)snprintf(json + n, sizeof(json) - n, "%s\"%s\":\"%s\"", n ? "," : "",
-				      o, value);
+		else
+			n += (size_t)snprintf(json + n, sizeof(json) - n, "%s\"%.*s\":\"%s\"",
+					      n ? "," : "", (int)(value - o), o, value + 1);
 		if (n >= sizeof(json))
 			errx(2, "too many options");
 	}
@@ -369,7 +400,7 @@ static void begin_evictions(struct player *o)
 
 static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t seed,
 		const char *driver, char *backend, bool with_kills, bool with_upgrades,
-		bool with_tiers)
+		bool with_tiers, struct disturber *x)
 {
 	struct daemon d;
 	struct native_ram ram[2];
@@ -379,7 +410,8 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 			   .kind = kind,
 			   .kill = with_kills,
 			   .upgrade = with_upgrades,
-			   .tiers = with_tiers};
+			   .tiers = with_tiers,
+			   .disturber = x};
 	unsigned int fds;
 	uint64_t checks = 0, writes = 0;
 
@@ -410,8 +442,22 @@ static void run(enum native_kind kind, size_t bytes, double seconds, uint64_t se
 		workers[i] = (struct worker){.seed = seed + 77 + (uint64_t)i, .hot = i ? 0.9 : 0.0};
 		pthread_create(&workers[i].thread, NULL, worker_main, &workers[i]);
 	}
+	if (x->command) {
+		/* However few deeds there will be time for: something comes and goes. */
+		daemon_ask(
+			&d,
+			"{\"execute\":\"vm-set\",\"arguments\":{\"vm\":\"stress\",\"limit\":%llu}}",
+			(unsigned long long)(bytes / 2));
+		expect_return(&o, "vm-set");
+		pthread_create(&x->thread, NULL, disturber_main, x);
+	}
 	operate(&o, seconds);
 	atomic_store(&stop, true);
+	if (x->command) {
+		/* It leaves all as it was. */
+		pthread_join(x->thread, NULL);
+		printf("disturbed %u times\n", x->rounds);
+	}
 	for (int i = 0; i < WORKERS; i++) {
 		pthread_join(workers[i].thread, NULL);
 		checks += workers[i].checks;
@@ -471,9 +517,10 @@ int main(int argc, char **argv)
 	uint64_t seed = 1;
 	const char *driver = "inject";
 	char *backend = NULL;
+	struct disturber disturber = {0};
 	int opt;
 
-	while ((opt = getopt(argc, argv, "k:s:m:r:b:D:KTU")) != -1) {
+	while ((opt = getopt(argc, argv, "k:s:m:r:b:D:x:KTU")) != -1) {
 		if (opt == 'k' && strcmp(optarg, "thp") == 0)
 			kind = NATIVE_THP;
 		else if (opt == 'k' && strcmp(optarg, "hugetlb") == 0)
@@ -488,6 +535,8 @@ int main(int argc, char **argv)
 			backend = optarg;
 		else if (opt == 'D')
 			driver = optarg;
+		else if (opt == 'x')
+			disturber.command = optarg;
 		else if (opt == 'K')
 			with_kills = true;
 		else if (opt == 'T')
@@ -498,7 +547,8 @@ int main(int argc, char **argv)
 			errx(2,
 			     "usage: stress [-k shmem|thp|hugetlb] [-s seconds] [-m MiB] [-r seed] "
 			     "[-b option=value,... of a backend] [-D its driver] [-K kills] "
-			     "[-U upgrades] [-T: that backend is below the compressed one]");
+			     "[-U upgrades] [-T: that backend is below the compressed one] "
+			     "[-x shell command to run over and over]");
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (seed == 0)
@@ -509,6 +559,7 @@ int main(int argc, char **argv)
 		kt_set_free_huge_pages((unsigned int)(mib / 2 + mib / 8 + 16));
 	if (with_tiers && !backend)
 		errx(2, "-T needs -b");
-	run(kind, mib << 20, seconds, seed, driver, backend, with_kills, with_upgrades, with_tiers);
+	run(kind, mib << 20, seconds, seed, driver, backend, with_kills, with_upgrades, with_tiers,
+	    &disturber);
 	return 0;
 }
