@@ -59,16 +59,13 @@ class Case(unittest.TestCase):
         with open(out, encoding="ascii") as f:
             return json.load(f), said
 
-    def equal_slowdown(self, *args):
-        """Nothing is too slow, so that every step is taken: all, 45 % (with less, the kernel may
-        end the program)."""
-        result, said = self.json_of("--equal-slowdown", "99.9", "--step", "55", "--seconds", "0.01",
+    def equal_slowdown(self, step, percents, *args):
+        """Nothing is too slow, so that every step is taken."""
+        result, said = self.json_of("--equal-slowdown", "100", "--step", step, "--seconds", "0.01",
                                     "--pairs", "4", *args)
         for f in result["measured"]:
-            steps = f["steps"]
-            self.assertEqual([s["percent"] for s in steps], [100, 45], said)
-            self.assertLess(steps[1]["total"], steps[0]["total"] - (4 << 20), said)
-            self.assertGreater(f["saved_bytes"], 0, said)
+            self.assertEqual([s["percent"] for s in f["steps"]], percents, said)
+            self.assertLess(f["steps"][-1]["total"], f["steps"][0]["total"], said)
         return {(r["workload"], r["side"]): r for r in result["rows"]}, said
 
     def start(self, *args):
@@ -103,7 +100,7 @@ class Runs(Case):
         self.assertNotIn("http", page.replace("http-equiv", ""))
 
     def test_equal_slowdown(self):
-        rows, said = self.equal_slowdown("--systems", "ebb", "--policy", "temperature+null",
+        rows, said = self.equal_slowdown("45", [100, 55, 10], "--systems", "ebb", "--policy", "temperature+null",
                                          "--workloads", "keyvalue,phase:0.05", "--servers",
                                          "redis,memcached-zipf")
         self.assertEqual(set(rows), {(w, "ebb:temperature+null") for w in (
@@ -161,7 +158,8 @@ class Restores(Case):
         self.same()
 
     def test_equal_slowdown(self):
-        rows, said = self.equal_slowdown("--systems", "zram-lz4,ebb", "--policy", "clock",
+        # With less the kernel may end the program.
+        rows, said = self.equal_slowdown("55", [100, 45], "--systems", "zram-lz4,ebb", "--policy", "clock",
                                          "--workloads", "keyvalue", "--servers", "")
         self.assertEqual(rows["keyvalue", "ebb:clock"]["ratio"]["rounds"], 1, said)
         self.assertIn("best of Ebb is ebb:clock", said)
