@@ -166,6 +166,16 @@ static uint64_t claimed(const struct evict_context *c, uint64_t entry)
 	return (page_entry_in(entry, PE_PROTECTED) & ~PE_CLAIM) | c->claim;
 }
 
+/*
+ * What was prefetched has not been seen in use, so it looks like the coldest of all: a policy would
+ * name it before the guest gets there. The first time it is kept.
+ */
+static bool spare(struct block *b, uint64_t unit, uint64_t e)
+{
+	return (e & PE_PREFETCHED) && !(e & PE_SPARED) && page_entry_state(e) == PE_RESIDENT &&
+	       page_table_cas(&b->table, unit, &e, e | PE_SPARED);
+}
+
 /* 1: claims what can be claimed; returns how many. */
 static unsigned int claim(struct evict_context *c, struct block *b, const uint64_t *units,
 			  unsigned int n)
@@ -175,10 +185,11 @@ static unsigned int claim(struct evict_context *c, struct block *b, const uint64
 	for (unsigned int i = 0; i < n; i++) {
 		uint64_t e = page_table_get(&b->table, units[i]);
 
-		if (page_entry_state(e) != PE_RESIDENT ||
+		if (page_entry_state(e) != PE_RESIDENT || spare(b, units[i], e) ||
 		    !page_table_cas(&b->table, units[i], &e, claimed(c, e)))
 			continue;
-		c->at->items[done++] = (struct item){.unit = units[i], .entry = e, .step = CLAIMED};
+		c->at->items[done++] =
+			(struct item){.unit = units[i], .entry = e & ~PE_SPARED, .step = CLAIMED};
 	}
 	return done;
 }

@@ -30,7 +30,7 @@
 #define BULK_SLICE	64u /* units of the bulk queue before the rings are looked at again */
 #define IDLE_MS		1000
 #define SHARE		4		 /* see room() */
-#define SHARE_BESIDE	6		 /* what follows a fault at once is as good as asked for */
+#define SHARE_BESIDE	8		 /* what follows a fault at once is as good as asked for */
 #define ROOM_NS		(10 * NS_PER_MS) /* what has waited for room so long comes too late */
 
 struct prefetcher {

@@ -83,6 +83,11 @@ enum page_state {
 #define PE_HANDLE_BITS	48
 #define PE_HANDLE_MASK	(((UINT64_C(1) << PE_HANDLE_BITS) - 1) << PE_HANDLE_SHIFT)
 #define PE_RECENT	(UINT64_C(1) << 60) /* evicted lately: coming back now is a refault */
+/*
+ * RESIDENT and PREFETCHED: has been named as a victim before its first use, and been kept that
+ * once. The bit of PE_RECENT, which means nothing in this state.
+ */
+#define PE_SPARED PE_RECENT
 /* Evicted, but part of it is in place already: see unit.c. Both bits or none. */
 #define PE_PARTIAL (UINT64_C(3) << 61)
 /*
