@@ -10,7 +10,8 @@
 #include "sys/uffd.h"
 
 /* A unit that is worked on is asked for again after so long. */
-#define RETRY_US 200
+#define RETRY_US    200
+#define PATIENCE_NS (5 * NS_PER_S)
 /* A part of a unit is dropped only when the client will still wait for so long. */
 #define PART_MARGIN_NS (500 * NS_PER_MS)
 
@@ -204,6 +205,29 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit, uint64_
 }
 
 /*
+ * Brings a unit back for a request of the client's. 0: what has become of it, its entry tells. What
+ * a backend could not do now is tried again for some seconds: the content is there, and the client
+ * has nothing better to do than to ask again.
+ */
+static int bring_back(struct loader *ld, struct block *b, uint64_t unit, uint64_t *since_ns)
+{
+	int r = loader_bring_back(ld, b, unit, false);
+
+	if (r >= 0 || r == -EIO)
+		return 0;
+	if (r == -ESRCH || r == -ENOMEM || r == -ENXIO || r == -EFAULT || r == -ENOENT)
+		return r;
+	if (r != -EBUSY && r != -EAGAIN) {
+		if (!*since_ns)
+			*since_ns = clock_ns();
+		if (clock_ns() - *since_ns > PATIENCE_NS)
+			return r;
+	}
+	usleep(RETRY_US);
+	return 0;
+}
+
+/*
  * A part of a unit is given up. Of a resident one the VM has dropped it itself; of an evicted one
  * nobody has, so it is brought back and the part dropped for it.
  */
@@ -211,6 +235,7 @@ static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_
 		      uint64_t bytes, uint64_t deadline_ns)
 {
 	bool was_evicted = false;
+	uint64_t since_ns = 0;
 
 	for (;;) {
 		uint64_t e = page_table_get(&b->table, unit);
@@ -222,11 +247,9 @@ static int clear_part(struct loader *ld, struct block *b, uint64_t unit, uint64_
 			return 0;
 		case PE_EVICTED:
 			was_evicted = true;
-			r = loader_bring_back(ld, b, unit, false);
-			if (r < 0 && r != -EBUSY && r != -EAGAIN)
+			r = bring_back(ld, b, unit, &since_ns);
+			if (r)
 				return r;
-			if (r < 0)
-				usleep(RETRY_US);
 			continue;
 		case PE_PROTECTED:
 			if (page_table_cas(&b->table, unit, &e, page_entry_in(e, PE_UNPROTECTING)))
@@ -360,6 +383,8 @@ int engine_discard(struct attachment *a, const char *id, uint64_t offset, uint64
 /* Brings a unit back and makes it PINNED; waits while somebody works on it. */
 static int pin_unit(struct loader *ld, struct block *b, uint64_t unit)
 {
+	uint64_t since_ns = 0;
+
 	for (;;) {
 		uint64_t e = page_table_get(&b->table, unit);
 		int r;
@@ -377,11 +402,9 @@ static int pin_unit(struct loader *ld, struct block *b, uint64_t unit)
 				unit_cancel(b, unit, e);
 			continue;
 		case PE_EVICTED:
-			r = loader_bring_back(ld, b, unit, false);
-			if (r < 0 && r != -EBUSY && r != -EAGAIN)
+			r = bring_back(ld, b, unit, &since_ns);
+			if (r)
 				return r;
-			if (r < 0)
-				usleep(RETRY_US);
 			continue;
 		default:
 			usleep(RETRY_US);

@@ -224,6 +224,21 @@ static void retried(struct rig *r)
 	rig_end(r);
 }
 
+/* Also for a client that pins. */
+static void pin_retried(struct rig *r)
+{
+	rig_start(r, "", "load-error = 1/2\nload-errno = ETIMEDOUT");
+	rig_attach(r, MIB / 2, NATIVE_SHMEM);
+	rig_evict_all(r);
+	CHECK_EQ(native_pin(r->vmm, "ram", 0, 64 * KT_PAGE), 0);
+	CHECK_EQ(rig_number(r, "pinned-bytes"), 64 * KT_PAGE);
+	for (size_t i = 0; i < 64; i++)
+		CHECK(rig_cached(r, i));
+	CHECK_EQ(native_unpin(r->vmm, "ram", 0, 64 * KT_PAGE), 0);
+	rig_check_all(r);
+	rig_end(r);
+}
+
 /* More loads at once than a fault thread has room for, from one VM: another VM's come too. */
 static void crowded(struct rig *r)
 {
@@ -587,6 +602,7 @@ int main(int argc, char **argv)
 		{"detach", detach},
 		{"detach_retries", detach_retries},
 		{"retried", retried},
+		{"pin_retried", pin_retried},
 		{"crowded", crowded},
 		{"starved", starved},
 		{"announced", announced},
