@@ -732,7 +732,7 @@ static void unaccount(struct loader *ld, struct block *b)
 		if (e & PE_COPY) {
 			atomic_fetch_sub(&vm->copies, bytes);
 			atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], bytes);
-			loader_free_handle(ld, vm, page_entry_tier(e), page_entry_handle(e));
+			loader_free_handle(ld, b, page_entry_tier(e), page_entry_handle(e));
 		}
 	}
 }

@@ -374,7 +374,7 @@ static int drain_block(struct loader *ld, struct block *b, unsigned int tier, st
 				continue;
 			atomic_fetch_sub(&b->vm->copies, (int64_t)block_unit_bytes(b));
 			atomic_fetch_sub(&b->vm->tier_units[tier], (int64_t)block_unit_bytes(b));
-			loader_free_handle(ld, b->vm, tier, page_entry_handle(e));
+			loader_free_handle(ld, b, tier, page_entry_handle(e));
 			continue;
 		}
 		r = loader_bring_back(ld, b, u, false);

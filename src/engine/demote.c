@@ -296,7 +296,7 @@ static void forget_copy(struct demoter *d, struct block *b, uint64_t unit, uint6
 		return;
 	atomic_fetch_sub(&vm->copies, bytes);
 	atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], bytes);
-	loader_free_handle(mover_loader(d->mover), vm, page_entry_tier(e), page_entry_handle(e));
+	loader_free_handle(mover_loader(d->mover), b, page_entry_tier(e), page_entry_handle(e));
 	d->plan.left -= bytes;
 }
 

@@ -155,7 +155,7 @@ static void back_out(struct evict_context *c, struct block *b, struct item *it,
 	give_up(b, it, outcome);
 	unit_cancel(b, it->unit, it->entry);
 	if (it->fresh)
-		loader_free_handle(&c->loader, b->vm, page_entry_tier(it->to),
+		loader_free_handle(&c->loader, b, page_entry_tier(it->to),
 				   page_entry_handle(it->to));
 	it->fresh = false;
 }
@@ -564,7 +564,7 @@ static uint64_t finish(struct evict_context *c, struct block *b, unsigned int n)
 				unsigned int old = page_entry_tier(it->entry);
 
 				atomic_fetch_sub(&vm->tier_units[old], bytes);
-				loader_free_handle(&c->loader, vm, old,
+				loader_free_handle(&c->loader, b, old,
 						   page_entry_handle(it->entry));
 			}
 		}

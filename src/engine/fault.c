@@ -587,7 +587,7 @@ static void on_present(struct fault_worker *w, struct block *b, uint64_t e, cons
 	if (e & PE_COPY) {
 		atomic_fetch_sub(&vm->copies, (int64_t)bytes);
 		atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], (int64_t)bytes);
-		loader_free_handle(&w->loader, vm, page_entry_tier(e), page_entry_handle(e));
+		loader_free_handle(&w->loader, b, page_entry_tier(e), page_entry_handle(e));
 	}
 	vm_count(vm, COUNTER_discards);
 	atomic_fetch_sub(&vm->resident, (int64_t)bytes);

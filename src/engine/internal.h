@@ -256,8 +256,8 @@ struct backend_channel *loader_channel(struct loader *ld, unsigned int tier);
  */
 int loader_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry, void *buf,
 		uint32_t io_flags);
-/* Gives a handle back, sooner or later (in batches). */
-void loader_free_handle(struct loader *ld, struct vm *vm, unsigned int tier, uint64_t handle);
+/* Gives the handle of what was a unit of b back: in batches, when units are small. */
+void loader_free_handle(struct loader *ld, struct block *b, unsigned int tier, uint64_t handle);
 void loader_flush_frees(struct loader *ld);
 /* Fills buf with the pattern of a FILL entry. */
 void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern);

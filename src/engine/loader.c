@@ -203,39 +203,39 @@ int loader_read(struct loader *ld, struct block *b, uint64_t unit, uint64_t entr
 	return c.result;
 }
 
-void loader_flush_frees(struct loader *ld)
+static void flush_tier(struct loader *ld, unsigned int tier)
 {
-	for (unsigned int t = 1; t < PE_TIERS; t++) {
-		struct backend_channel *c = loader_channel(ld, t);
-
-		if (ld->n_freed[t] && c) {
-			FAULT_POINT(free_begin);
-			backend_free(c, ld->freed_space[t], ld->freed[t], ld->n_freed[t]);
-			FAULT_POINT(free_end);
-		}
-		ld->n_freed[t] = 0;
-		ld->freed_space[t] = NULL;
-	}
-}
-
-void loader_free_handle(struct loader *ld, struct vm *vm, unsigned int tier, uint64_t handle)
-{
-	struct backend_space *space = atomic_load(&vm->spaces[tier]);
 	struct backend_channel *c = loader_channel(ld, tier);
 
-	if (tier == PE_TIER_FILL || !space || !c)
+	if (ld->n_freed[tier] && c) {
+		FAULT_POINT(free_begin);
+		backend_free(c, ld->freed_space[tier], ld->freed[tier], ld->n_freed[tier]);
+		FAULT_POINT(free_end);
+	}
+	ld->n_freed[tier] = 0;
+	ld->freed_space[tier] = NULL;
+}
+
+void loader_flush_frees(struct loader *ld)
+{
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		flush_tier(ld, t);
+}
+
+void loader_free_handle(struct loader *ld, struct block *b, unsigned int tier, uint64_t handle)
+{
+	struct backend_space *space = atomic_load(&b->vm->spaces[tier]);
+
+	if (tier == PE_TIER_FILL || !space || !loader_channel(ld, tier))
 		return;
-	if (ld->freed_space[tier] != space) {
-		if (ld->n_freed[tier])
-			backend_free(c, ld->freed_space[tier], ld->freed[tier], ld->n_freed[tier]);
-		ld->n_freed[tier] = 0;
-		ld->freed_space[tier] = space;
-	}
+	if (ld->freed_space[tier] != space)
+		flush_tier(ld, tier);
+	ld->freed_space[tier] = space;
 	ld->freed[tier][ld->n_freed[tier]++] = handle;
-	if (ld->n_freed[tier] == sizeof(ld->freed[0]) / sizeof(ld->freed[0][0])) {
-		backend_free(c, space, ld->freed[tier], ld->n_freed[tier]);
-		ld->n_freed[tier] = 0;
-	}
+	/* 64 copies of huge units would be as much memory as a small VM has. */
+	if (ld->n_freed[tier] == sizeof(ld->freed[0]) / sizeof(ld->freed[0][0]) ||
+	    block_unit_bytes(b) > 4096)
+		flush_tier(ld, tier);
 }
 
 /*
@@ -302,7 +302,7 @@ static void placed(struct loader *ld, struct block *b, uint64_t unit, uint64_t e
 	else if (atomic_load_explicit(&b->n_mappings, memory_order_relaxed) > 1)
 		unit_wake_others(b, unit);
 	if (!was_none && !keep)
-		loader_free_handle(ld, vm, tier, page_entry_handle(entry));
+		loader_free_handle(ld, b, tier, page_entry_handle(entry));
 }
 
 int loader_place(struct loader *ld, struct block *b, uint64_t unit, uint64_t entry,

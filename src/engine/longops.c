@@ -51,8 +51,7 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 				atomic_fetch_sub(&b->vm->tier_units[page_entry_tier(e)], bytes);
 				if (page_entry_tier(e) == PE_TIER_FILL)
 					atomic_fetch_sub(&b->vm->zero, bytes);
-				loader_free_handle(ld, b->vm, page_entry_tier(e),
-						   page_entry_handle(e));
+				loader_free_handle(ld, b, page_entry_tier(e), page_entry_handle(e));
 				FAULT_POINT(forget_freed);
 				if (page_table_leave(&b->table, u, page_entry_bare(PE_NONE)))
 					unit_wake(b, u);

@@ -249,7 +249,7 @@ static bool name_copy(struct mover *m, const struct move *mv)
 		if (page_entry_state(e) == PE_EVICTED && (e & PE_MOVING))
 			continue;
 		if (mv->to)
-			loader_free_handle(&m->loader, vm, mv->to, mv->handle);
+			loader_free_handle(&m->loader, b, mv->to, mv->handle);
 		return false;
 	}
 	if (!mv->to)
@@ -258,7 +258,7 @@ static bool name_copy(struct mover *m, const struct move *mv)
 	atomic_fetch_sub(&vm->tier_units[m->from], bytes);
 	atomic_fetch_add(&vm->tier_units[mv->to], bytes);
 	atomic_fetch_add(&vm->moved_out[m->from], (uint64_t)bytes);
-	loader_free_handle(&m->loader, vm, m->from, page_entry_handle(mv->entry));
+	loader_free_handle(&m->loader, b, m->from, page_entry_handle(mv->entry));
 	return true;
 }
 

@@ -74,7 +74,7 @@ static void forget_copy(struct loader *ld, struct block *b, uint64_t entry)
 		return;
 	atomic_fetch_sub(&b->vm->copies, bytes);
 	atomic_fetch_sub(&b->vm->tier_units[page_entry_tier(entry)], bytes);
-	loader_free_handle(ld, b->vm, page_entry_tier(entry), page_entry_handle(entry));
+	loader_free_handle(ld, b, page_entry_tier(entry), page_entry_handle(entry));
 }
 
 /* Whether the page cache has anything of a unit that is ours. */
@@ -188,7 +188,7 @@ static int clear_unit(struct loader *ld, struct block *b, uint64_t unit, uint64_
 		atomic_fetch_sub(&vm->tier_units[page_entry_tier(e)], bytes);
 		if (page_entry_tier(e) == PE_TIER_FILL)
 			atomic_fetch_sub(&vm->zero, bytes);
-		loader_free_handle(ld, vm, page_entry_tier(e), page_entry_handle(e));
+		loader_free_handle(ld, b, page_entry_tier(e), page_entry_handle(e));
 		break;
 	case PE_LOST:
 		atomic_fetch_sub(&vm->lost, bytes);
