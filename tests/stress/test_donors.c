@@ -84,7 +84,8 @@ static void vm_start(struct vm *v, unsigned int n_donors, const char *more, cons
 		snprintf(list + n, sizeof(list) - n, "%s%s:%u", n ? "," : "", v->donors.address,
 			 v->donors.donor[i].port);
 	}
-	snprintf(v->d.log, sizeof(v->d.log), "%s.log", v->donors.dir);
+	assert_true(snprintf(v->d.log, sizeof(v->d.log), "%s.log", v->donors.dir) <
+		    (int)sizeof(v->d.log));
 	daemon_start(&v->d, NULL);
 	daemon_ask(
 		&v->d,
