@@ -109,9 +109,10 @@ static bool mark_kept(struct vm *vm, const char *name)
 /* Under the lock: a piece may have been made since we found none, and must be offered first. */
 static void end_suspension(struct vm *vm)
 {
-	bool all = true;
+	bool all;
 
 	pthread_mutex_lock(&vm->lock);
+	all = !vm->stores_to_come;
 	for (unsigned int i = 0; i < vm->n_stores; i++)
 		all &= vm->stores[i].kept || !vm->stores[i].name[0];
 	if (all)

@@ -249,11 +249,16 @@ static int set_tiers(struct vm *vm, const struct vm_settings *s, const unsigned 
 	 * A new space is in no other hands at first: nothing may be stored in it meanwhile, also
 	 * not by an eviction that is under way.
 	 */
-	if (vm->keep) {
-		vm_suspend(vm, SUSPEND_KEEPING, true);
-		engine_barrier(vm->eng);
-	}
 	pthread_mutex_lock(&vm->lock);
+	if (vm->keep) {
+		/* A keeper that finds nothing to give meanwhile does not end the suspension. */
+		vm->stores_to_come++;
+		vm_suspend(vm, SUSPEND_KEEPING, true);
+		pthread_mutex_unlock(&vm->lock);
+		engine_barrier(vm->eng);
+		pthread_mutex_lock(&vm->lock);
+		vm->stores_to_come--;
+	}
 	for (unsigned int i = 0; i < s->n_tiers && !r; i++) {
 		r = backends_space(vm, slots[i]);
 		if (r)

@@ -299,6 +299,7 @@ struct vm {
 	unsigned int n_stores;
 	char unkeep[VM_STORES_MAX][STORE_NAME_MAX]; /* gone, but the client still holds them */
 	unsigned int n_unkeep;
+	unsigned int stores_to_come; /* that are about to be made; under lock */
 	unsigned int tables_made;
 	bool keep; /* somebody holds the stores: they must be in its hands before they matter */
 	struct shelf *shelf; /* who: the service manager; NULL: the client. Set once */
