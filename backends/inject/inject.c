@@ -11,6 +11,7 @@
 #include "ebb/backend.h"
 #include "objects.h"
 #include "options.h"
+#include "system.h"
 
 /*
  * Theory of operation
@@ -44,14 +45,6 @@ struct channel {
 	uint32_t depth, n;
 	struct ebb_io *pending[]; /* priv[0]: when it is due */
 };
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* xorshift64* (S. Vigna, An experimental exploration of Marsaglia's xorshift generators, 2016). */
 static uint64_t draw(struct channel *ch)

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,10 +15,11 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <time.h>
 #include <unistd.h>
 #define XXH_INLINE_ALL
 #include <xxhash.h>
+
+#include "system.h"
 
 /*
  * Theory of operation
@@ -98,26 +98,6 @@ struct dax {
 	uint64_t wiped;	 /* bytes of it */
 	bool wiper;	 /* a thread is at it */
 };
-
-static int fail(char *err, uint64_t err_len, int r, const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
-static int fail(char *err, uint64_t err_len, int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(err, err_len, fmt, ap);
-	va_end(ap);
-	return r;
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* ---- opening ---- */
 
@@ -306,6 +286,13 @@ static void disown_all(struct dax *d, const char *boot)
 	write_super(d, boot);
 }
 
+static bool same_size(const struct dax *d)
+{
+	const struct dax_super *s = d->super;
+
+	return s->bytes == d->bytes && s->shift == d->shift && s->n_chunks == d->n_chunks;
+}
+
 static int begin(struct dax *d, const char *path, int may_format, char *err, uint64_t err_len)
 {
 	const struct dax_super *s = d->super;
@@ -326,12 +313,12 @@ static int begin(struct dax *d, const char *path, int may_format, char *err, uin
 				   "is lost",
 				   path);
 	if (sound && memcmp(s->boot_id, boot, sizeof(boot)) == 0) {
-		if (s->bytes == d->bytes && s->shift == d->shift && s->n_chunks == d->n_chunks)
+		if (same_size(d))
 			return 0;
 		return fail(err, err_len, -EINVAL,
 			    "%s has another size than when VMs began to use it", path);
 	}
-	if (sound && s->bytes == d->bytes && s->shift == d->shift && s->n_chunks == d->n_chunks) {
+	if (sound && same_size(d)) {
 		disown_all(d, boot);
 		return 0;
 	}
@@ -439,26 +426,6 @@ static bool is_here(const struct dax *d, uint64_t id)
 	return false;
 }
 
-/* Nobody can come back for what the process kept. False when that is not known. */
-static bool has_ended(uint32_t pid, uint32_t start)
-{
-	char path[40], text[1024], *p;
-	unsigned long long began = 0;
-	int r;
-
-	if (!pid)
-		return false;
-	snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-	r = read_line(path, text, sizeof(text));
-	if (r)
-		return r == -ENOENT;
-	/* Field 22, counted behind the name, which may hold anything. */
-	p = strrchr(text, ')');
-	for (int field = 2; p && field < 22; field++)
-		p = strchr(p + 1, ' ');
-	return p && sscanf(p, " %llu", &began) == 1 && (uint32_t)began != start;
-}
-
 /* Frees what belongs to those who have ended. Under lock. */
 static void sweep(struct dax *d)
 {
@@ -475,7 +442,7 @@ static void sweep(struct dax *d)
 			continue;
 		if (e->owner != last) {
 			last = e->owner;
-			ended = !is_here(d, last) && has_ended(e->pid, e->pid_start);
+			ended = !is_here(d, last) && process_gone(e->pid, e->pid_start);
 		}
 		if (ended) {
 			e->owner = WIPE;

@@ -8,11 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "dax.h"
 #include "place.h"
 #include "store.h"
+#include "system.h"
 
 /*
  * Theory of operation
@@ -135,14 +135,6 @@ int place_bind(const struct place *p, void *addr, uint64_t bytes)
 	r = mbind(addr, bytes, MPOL_BIND, mask->maskp, mask->size + 1, 0) ? -errno : 0;
 	numa_free_nodemask(mask);
 	return r;
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 int place_take(struct place *p, uint64_t bytes)

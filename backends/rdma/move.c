@@ -15,12 +15,13 @@
  * other donors; or, when these have no room, closer together at the same one. A chunk that has
  * become empty goes back by the donor's thread, as any other.
  *
- *   1 copy    the piece is read and written as it is, sealed. Nobody knows of the new place yet, so
- *             a death here leaves a slot that nobody names
- *   2 name    the entry gets the new place, with one store, if it is what it was: an object that
- * was freed meanwhile is not 3 leave   loads that began before may be reading the old place: until
- * these have ended (under each channel's lock, where a load looks up its place) it is not free 4
- * free    the old slot
+ *   1 copy   the piece is read and written as it is, sealed. Nobody knows of the new place yet, so
+ *            a death here leaves a slot that nobody names
+ *   2 name   the entry gets the new place, with one store, if it is what it was: an object that was
+ *            freed meanwhile is not
+ *   3 leave  loads that began before may be reading the old place: until these have ended (under
+ *            each channel's lock, where a load looks up its place) it is not free
+ *   4 free   the old slot
  *
  * During a batch no chunk of the space goes back to its donor, since what is freed meanwhile may be
  * what is being read. A piece is read unseen: what a donor has spoilt is spoilt at the new place as

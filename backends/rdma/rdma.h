@@ -7,12 +7,12 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <time.h>
 
 #include <rdma/rdma_cma.h>
 
 #include "ebb/backend.h"
 #include "map.h"
+#include "system.h"
 
 #define NONE	  UINT32_MAX
 #define NS_PER_MS UINT64_C(1000000)
@@ -36,14 +36,6 @@ enum counter {
 	COUNT_MOVED,
 	COUNTERS
 };
-
-static inline uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
-}
 
 /*
  * Lock order: rdma.lock, channel.lock, space.lock. Nothing that waits for the network is done

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +17,7 @@
 #include <xxhash.h>
 
 #include "ssd.h"
+#include "system.h"
 
 /*
  * Theory of operation
@@ -42,19 +42,6 @@
 
 #define LOCK_TRIES   400
 #define LOCK_WAIT_US 5000
-
-static int fail(char *err, uint64_t err_len, int r, const char *fmt, ...)
-	__attribute__((format(printf, 4, 5)));
-
-static int fail(char *err, uint64_t err_len, int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(err, err_len, fmt, ap);
-	va_end(ap);
-	return r;
-}
 
 /* All of it or an error. */
 static int read_all(int fd, void *buf, uint64_t bytes, uint64_t offset)

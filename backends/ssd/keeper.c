@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "ssd.h"
+#include "system.h"
 
 /*
  * Theory of operation
@@ -33,14 +34,6 @@
 #define MOST_LOW    (SEGMENT_BLOCKS * 3 / 4)
 #define MOST_LAST   (SEGMENT_BLOCKS * 15 / 16)
 #define MOST_IDLE   (SEGMENT_BLOCKS / 4)
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * TICK_NS + (uint64_t)t.tv_nsec;
-}
 
 /* ---- the write budget; under lock ---- */
 
@@ -295,7 +288,7 @@ static void free_orphans(struct ssd *d)
 			continue;
 		if (t.owner != owner) {
 			owner = t.owner;
-			gone = space_owner_gone(t.pid, t.pid_start);
+			gone = process_gone(t.pid, t.pid_start);
 		}
 		if (!gone)
 			continue;

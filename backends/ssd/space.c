@@ -334,29 +334,6 @@ void space_close(struct space *sp)
 	free(sp);
 }
 
-bool space_owner_gone(uint32_t pid, uint32_t start)
-{
-	char path[40], text[1024], *p;
-	unsigned long long began = 0;
-	FILE *f;
-
-	if (!pid)
-		return false;
-	snprintf(path, sizeof(path), "/proc/%u/stat", pid);
-	f = fopen(path, "re");
-	if (!f)
-		return errno == ENOENT;
-	p = fgets(text, sizeof(text), f);
-	fclose(f);
-	/* Field 22, counted behind the name, which may hold anything. */
-	p = p ? strrchr(text, ')') : NULL;
-	for (int field = 2; p && field < 22; field++)
-		p = strchr(p + 1, ' ');
-	if (!p || sscanf(p, " %llu", &began) != 1)
-		return false;
-	return (uint32_t)began != start;
-}
-
 void space_usage(struct space *sp, struct ebb_usage *out)
 {
 	uint64_t blocks = atomic_load(&sp->blocks), high = atomic_load(&sp->map->high);

@@ -231,8 +231,6 @@ int device_discard(struct ssd *d, uint32_t seg, uint32_t n);
 int space_open(struct ssd *d, const struct ebb_space_params *params, struct space **out);
 void space_close(struct space *sp);
 void space_usage(struct space *sp, struct ebb_usage *out);
-/* The process that keeps a space's map is there no more. */
-bool space_owner_gone(uint32_t pid, uint32_t start);
 
 /* ---- handles.c ---- */
 
