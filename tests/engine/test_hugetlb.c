@@ -126,6 +126,25 @@ static void comes_back(struct rig *r)
 	CHECK(rig_is(r, unit, 1));
 }
 
+/* Three units go; some of their pages are kept back then. */
+static void give_up_some(struct rig *r)
+{
+	rig_limit(r, 6 * KT_HUGE);
+	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
+	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
+		usleep(10000);
+}
+
+/* The VM gets them although somebody has taken all others. */
+static void end_with(struct rig *r, struct newcomer *other)
+{
+	comes_back(r);
+	newcomer_leaves(other);
+	rig_limit(r, 0);
+	rig_check_all(r);
+	rig_end(r);
+}
+
 /* What a VM below its limit has given up is kept back for it. */
 static void reserved(struct rig *r)
 {
@@ -134,17 +153,10 @@ static void reserved(struct rig *r)
 	kt_set_free_huge_pages(UNITS);
 	rig_start(r, "", "");
 	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
-	rig_limit(r, 6 * KT_HUGE);
-	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
-	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
-		usleep(10000);
+	give_up_some(r);
 	newcomer_takes(&other);
 	CHECK(other.n > 0);
-	comes_back(r);
-	newcomer_leaves(&other);
-	rig_limit(r, 0);
-	rig_check_all(r);
-	rig_end(r);
+	end_with(r, &other);
 }
 
 /*
@@ -159,10 +171,7 @@ static void handed_over(struct rig *r)
 	kt_set_free_huge_pages(UNITS);
 	rig_start(r, "", NULL);
 	rig_attach(r, UNITS * KT_HUGE, NATIVE_HUGETLB);
-	rig_limit(r, 6 * KT_HUGE);
-	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
-	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
-		usleep(10000);
+	give_up_some(r);
 	newcomer_takes(&other);
 	had = other.n;
 	CHECK(had > 0);
@@ -177,11 +186,7 @@ static void handed_over(struct rig *r)
 		pthread_join(t, NULL);
 		CHECK_EQ(other.n, had);
 	}
-	comes_back(r);
-	newcomer_leaves(&other);
-	rig_limit(r, 0);
-	rig_check_all(r);
-	rig_end(r);
+	end_with(r, &other);
 }
 
 /* With a daemon that is killed they are gone; the next one takes them anew, evicting nothing. */
@@ -200,10 +205,7 @@ static void renewed(struct rig *r)
 		rig_tag(r, i, 1);
 	CHECK_EQ(native_open(r->d.attach, &r->vmm), 0);
 	CHECK_EQ(native_attach(r->vmm, "vm", &r->ram, 1, flags), 0);
-	rig_limit(r, 6 * KT_HUGE);
-	rig_until(r, "evicted-bytes", 3 * KT_HUGE);
-	for (int i = 0; i < 100 && kt_free_huge_pages() > 2; i++)
-		usleep(10000);
+	give_up_some(r);
 	kept_back = 3 - kt_free_huge_pages();
 	CHECK(kept_back > 0);
 	daemon_replace(&r->d);
@@ -213,11 +215,7 @@ static void renewed(struct rig *r)
 	newcomer_takes(&other);
 	CHECK_EQ(other.n, 3 - kept_back);
 	CHECK_EQ(rig_number(r, "evictions"), 0);
-	comes_back(r);
-	newcomer_leaves(&other);
-	rig_limit(r, 0);
-	rig_check_all(r);
-	rig_end(r);
+	end_with(r, &other);
 }
 
 /* Whatever is pinned by I/O, protected for writers, or stored: the same as with small pages. */
