@@ -269,6 +269,12 @@ void loader_fill_pattern(void *buf, uint64_t bytes, uint32_t pattern);
  */
 int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch);
 /*
+ * Trying once more after that error changes nothing: the content is lost (and poisoned), or its
+ * range is unmapped or truncated. After anything else the content is still in its backend and must
+ * not be left behind.
+ */
+bool loader_is_over(int r);
+/*
  * Prefetches at most `most` units from `unit` on, as far as they are evicted, those of 4 KiB with
  * few calls. wait: slow tiers too, nothing else of this loader being in flight; else it is for
  * units of 4 KiB, up to the first in such a tier. Returns how many units need not be tried again,

@@ -364,6 +364,11 @@ static bool is_zero(const struct block *b, uint64_t unit, uint64_t entry)
 	       page_entry_fill_sound(entry, unit_owner(b, unit));
 }
 
+bool loader_is_over(int r)
+{
+	return r == -EIO || r == -ENOENT || r == -EFAULT || r == -ENXIO || r == -EINVAL;
+}
+
 int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool prefetch)
 {
 	uint64_t e = page_table_get(&b->table, unit);

@@ -16,15 +16,6 @@
 #define PASSING_NS	    (3 * NS_PER_S)
 #define RESTORE_PATIENCE_NS (30 * NS_PER_S) /* without a single unit brought back */
 
-/*
- * Trying once more changes nothing: the content is lost (and poisoned), or its range is unmapped or
- * truncated. After anything else the content is still in its backend and must not be left behind.
- */
-static bool is_over(int r)
-{
-	return r == -EIO || r == -ENOENT || r == -EFAULT || r == -ENXIO || r == -EINVAL;
-}
-
 int restore_block(struct loader *ld, struct block *b, bool discard, struct progress *p)
 {
 	uint64_t last_ns = clock_ns();
@@ -61,7 +52,7 @@ int restore_block(struct loader *ld, struct block *b, bool discard, struct progr
 		r = loader_bring_back(ld, b, u, false);
 		if (r == -ESRCH)
 			return r;
-		if (r < 0 && !is_over(r)) {
+		if (r < 0 && !loader_is_over(r)) {
 			if (clock_ns() - last_ns > RESTORE_PATIENCE_NS)
 				return r == -ENOMEM ? r : -ETIMEDOUT;
 			usleep(RETRY_US);

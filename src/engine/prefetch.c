@@ -246,12 +246,11 @@ void prefetch_asked(struct loader *ld, struct block *b, uint64_t unit, struct eb
 	struct vm *vm = b->vm;
 	bool left = false;
 
-	for (uint32_t i = 0; i < n; i++) {
-		if (i == 0)
-			fetch_beside(ld, b, unit, &asks[i]);
+	if (n)
+		fetch_beside(ld, b, unit, &asks[0]);
+	for (uint32_t i = 0; i < n; i++)
 		if (asks[i].count)
 			left |= ring_push(&vm->prefetch_ring, &asks[i]);
-	}
 	/* While it waits for room it looks again by itself. */
 	if (left && !atomic_load(&vm->prefetch_waits))
 		engine_prefetch_kick(vm->eng);

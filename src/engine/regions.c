@@ -215,7 +215,7 @@ static int bring_back(struct loader *ld, struct block *b, uint64_t unit, uint64_
 
 	if (r >= 0 || r == -EIO)
 		return 0;
-	if (r == -ESRCH || r == -ENOMEM || r == -ENXIO || r == -EFAULT || r == -ENOENT)
+	if (r == -ESRCH || r == -ENOMEM || loader_is_over(r))
 		return r;
 	if (r != -EBUSY && r != -EAGAIN) {
 		if (!*since_ns)

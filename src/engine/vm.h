@@ -258,8 +258,7 @@ struct vm {
 	_Atomic int64_t reclaim_left;  /* bytes that a vm-reclaim still wants */
 	_Atomic uint64_t reclaim_idle; /* rounds in a row that freed nothing though they had to */
 	_Atomic uint64_t reclaim_dry;  /* those in which nothing could be evicted, see note_dry() */
-	_Atomic uint64_t
-		reclaim_lost; /* units that the guest took back since something was freed */
+	_Atomic uint64_t reclaim_lost; /* units that the guest took back since then */
 	_Atomic int64_t proactive_left; /* units that the policy's tick asked for */
 	_Atomic uint64_t last_limit_event_ns, limit_set_ns;
 	_Atomic unsigned int evictors; /* threads at work on this VM */
