@@ -10,7 +10,6 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
-#include "sys/memfd.h"
 #include "sys/procinfo.h"
 
 /* A backend that had no room is not asked again for so long. */
@@ -56,19 +55,7 @@ static int env_mem_trim(void *ctx, void *space_ctx, const char *name, uint64_t o
 	int r = store_name(sc, name, full, sizeof(full));
 
 	(void)ctx;
-	if (r)
-		return r;
-	/* A space's own pieces stay while it is open, and none ever moves: no lock is needed. */
-	for (unsigned int i = 0; i < sc->vm->n_stores; i++) {
-		struct store_memory *s = &sc->vm->stores[i];
-
-		if (strcmp(s->name, full) != 0)
-			continue;
-		if (offset > s->bytes || bytes > s->bytes - offset)
-			return -EINVAL;
-		return memfd_punch(s->fd, offset, bytes);
-	}
-	return -ENOENT;
+	return r ? r : vm_store_punch(sc->vm, full, offset, bytes);
 }
 
 void backends_init(struct engine *eng)

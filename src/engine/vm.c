@@ -79,6 +79,7 @@ struct vm *vm_new(struct engine *eng, const char *name, const char *uuid, uid_t 
 	pthread_mutex_init(&vm->move_lock, NULL);
 	pthread_mutex_init(&vm->policy_lock, NULL);
 	pthread_mutex_init(&vm->op_lock, NULL);
+	pthread_mutex_init(&vm->stores_lock, NULL);
 	pthread_mutex_init(&vm->recent.lock, NULL);
 	pthread_mutex_init(&vm->bulk.lock, NULL);
 	return vm;
@@ -103,19 +104,34 @@ void block_free(struct block *b)
 	free(b);
 }
 
-static void store_drop(struct store_memory *s)
+/* The others stay where they are: backends know their addresses. */
+static struct store_memory *store_put(struct vm *vm, unsigned int slot,
+				      const struct store_memory *s)
 {
-	if (!s->name[0])
+	pthread_mutex_lock(&vm->stores_lock);
+	vm->stores[slot] = *s;
+	if (slot == vm->n_stores)
+		vm->n_stores++;
+	pthread_mutex_unlock(&vm->stores_lock);
+	return &vm->stores[slot];
+}
+
+static void store_drop(struct vm *vm, unsigned int slot)
+{
+	static const struct store_memory none;
+	struct store_memory s = vm->stores[slot];
+
+	if (!s.name[0])
 		return;
-	munmap(s->addr, s->bytes);
-	close(s->fd);
-	memset(s, 0, sizeof(*s));
+	store_put(vm, slot, &none);
+	munmap(s.addr, s.bytes);
+	close(s.fd);
 }
 
 void vm_drop_stores(struct vm *vm)
 {
 	for (unsigned int i = 0; i < vm->n_stores; i++)
-		store_drop(&vm->stores[i]);
+		store_drop(vm, i);
 }
 
 void vm_put(struct vm *vm)
@@ -137,6 +153,7 @@ void vm_put(struct vm *vm)
 	pthread_mutex_destroy(&vm->move_lock);
 	pthread_mutex_destroy(&vm->policy_lock);
 	pthread_mutex_destroy(&vm->op_lock);
+	pthread_mutex_destroy(&vm->stores_lock);
 	pthread_mutex_destroy(&vm->recent.lock);
 	pthread_mutex_destroy(&vm->bulk.lock);
 	free(vm->bulk.slots);
@@ -190,7 +207,6 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 			return 0;
 		}
 	}
-	/* The others stay where they are: backends look up theirs without the lock. */
 	for (slot = 0; slot < vm->n_stores && vm->stores[slot].name[0];)
 		slot++;
 	if (slot == VM_STORES_MAX)
@@ -211,11 +227,8 @@ int vm_store_open(struct vm *vm, const char *name, uint64_t bytes, struct store_
 	}
 	/* It holds guest content, or says where that is: not for core dumps. */
 	madvise(s.addr, bytes, MADV_DONTDUMP);
-	vm->stores[slot] = s;
+	*out = store_put(vm, slot, &s);
 	FAULT_POINT(store_made);
-	*out = &vm->stores[slot];
-	if (slot == vm->n_stores)
-		vm->n_stores++;
 	*found = false;
 	return 0;
 }
@@ -271,8 +284,24 @@ int vm_store_inherit(struct vm *vm, const char *name, int fd, uint64_t bytes, bo
 	}
 	strcpy(s.name, name);
 	madvise(s.addr, bytes, MADV_DONTDUMP);
-	vm->stores[vm->n_stores++] = s;
+	store_put(vm, vm->n_stores, &s);
 	return 0;
+}
+
+int vm_store_punch(struct vm *vm, const char *name, uint64_t offset, uint64_t bytes)
+{
+	struct store_memory s = {.fd = -1};
+
+	pthread_mutex_lock(&vm->stores_lock);
+	for (unsigned int i = 0; i < vm->n_stores && s.fd < 0; i++)
+		if (strcmp(vm->stores[i].name, name) == 0)
+			s = vm->stores[i];
+	pthread_mutex_unlock(&vm->stores_lock);
+	if (s.fd < 0)
+		return -ENOENT;
+	if (offset > s.bytes || bytes > s.bytes - offset)
+		return -EINVAL;
+	return memfd_punch(s.fd, offset, bytes);
 }
 
 void vm_store_close(struct vm *vm, const char *name)
@@ -284,7 +313,7 @@ void vm_store_close(struct vm *vm, const char *name)
 		 */
 		if ((vm->stores[i].kept || vm->keep) && vm->n_unkeep < VM_STORES_MAX)
 			strcpy(vm->unkeep[vm->n_unkeep++], vm->stores[i].name);
-		store_drop(&vm->stores[i]);
+		store_drop(vm, i);
 		return;
 	}
 }

@@ -294,8 +294,10 @@ struct vm {
 	uint64_t sweep_hand; /* under policy_lock */
 	bool has_pagemap;    /* what its process has mapped can be seen: see vm_has_tracker() */
 
+	/* Written under lock and stores_lock, read under either. */
 	struct store_memory stores[VM_STORES_MAX];
 	unsigned int n_stores;
+	pthread_mutex_t stores_lock;
 	char unkeep[VM_STORES_MAX][STORE_NAME_MAX]; /* gone, but the client still holds them */
 	unsigned int n_unkeep;
 	unsigned int stores_to_come; /* that are about to be made; under lock */
@@ -389,6 +391,11 @@ int vm_store_adopt(struct vm *vm, const char *name, int fd);
 bool vm_store_is_ours(int fd, struct stat *st);
 /* A piece as a living daemon had it; consumes fd. 0 or -errno. */
 int vm_store_inherit(struct vm *vm, const char *name, int fd, uint64_t bytes, bool kept);
+/*
+ * Gives bytes of a piece back to the host; they read as zeroes. 0 or -errno. Needs no lock, but a
+ * piece that nobody closes meanwhile: a backend's own stay while its space is open.
+ */
+int vm_store_punch(struct vm *vm, const char *name, uint64_t offset, uint64_t bytes);
 void vm_store_close(struct vm *vm, const char *name);
 /* All of them: the VM is dead. */
 void vm_drop_stores(struct vm *vm);
