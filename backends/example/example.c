@@ -16,12 +16,12 @@
  * Content is kept uncompressed in the daemon's own memory (objects.c), so it saves nothing and
  * does not outlive the daemon; what it shows is the shape of a backend whose I/O takes time.
  *
- *   submit   puts I/Os into the channel's ring and makes its eventfd readable
- *   poll     takes them out, does the work, gives them back
+ *   submit   puts I/Os into the channel's rings and makes its eventfd readable
+ *   poll     takes them out, does the work, gives them back; what a vCPU waits for before all else
  *
  * A backend for a device would start the I/O in submit() and collect what has ended in poll().
  *
- * A channel is one thread's, so its ring needs no lock; what all channels share, the objects of a
+ * A channel is one thread's, so its rings need no lock; what all channels share, the objects of a
  * space, has one. Ownership: the instance belongs to ebbd from open() to close(), and so on for
  * spaces and channels; an I/O belongs to us from submit() to poll().
  */
@@ -31,11 +31,16 @@ struct example {
 	uint64_t max_bytes; /* of each space; 0: no bound */
 };
 
-struct channel {
-	int event;	  /* owned; readable while the ring is not empty */
-	uint32_t depth;	  /* room in the ring */
+struct ring {
 	uint32_t head, n; /* first I/O, how many */
-	struct ebb_io *ring[];
+	struct ebb_io **ios;
+};
+
+struct channel {
+	int event;	/* owned; readable while a ring is not empty */
+	uint32_t depth; /* room in each ring */
+	struct ring demand, rest;
+	struct ebb_io *ios[];
 };
 
 /* ---- the instance ---- */
@@ -100,11 +105,14 @@ static int example_channel_open(void *instance, const struct ebb_channel_params 
 				void **channel)
 {
 	/* All that the data path needs is taken here. */
-	struct channel *ch = calloc(1, sizeof(*ch) + params->queue_depth * sizeof(ch->ring[0]));
+	struct channel *ch =
+		calloc(1, sizeof(*ch) + 2 * (size_t)params->queue_depth * sizeof(ch->ios[0]));
 
 	if (!ch)
 		return -ENOMEM;
 	ch->depth = params->queue_depth;
+	ch->demand.ios = ch->ios;
+	ch->rest.ios = ch->ios + ch->depth;
 	ch->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (ch->event < 0) {
 		int r = -errno;
@@ -138,8 +146,11 @@ static int example_submit(void *channel, struct ebb_io **ios, uint32_t n)
 	struct channel *ch = channel;
 	uint32_t taken = 0;
 
-	for (; taken < n && ch->n < ch->depth; taken++, ch->n++)
-		ch->ring[(ch->head + ch->n) % ch->depth] = ios[taken];
+	for (; taken < n && ch->demand.n + ch->rest.n < ch->depth; taken++) {
+		struct ring *r = ios[taken]->flags & EBB_IO_DEMAND ? &ch->demand : &ch->rest;
+
+		r->ios[(r->head + r->n++) % ch->depth] = ios[taken];
+	}
 	if (taken)
 		eventfd_write(ch->event, 1);
 	return (int)taken;
@@ -165,13 +176,15 @@ static int example_poll(void *channel, struct ebb_io **ios, uint32_t n)
 	uint32_t done = 0;
 	eventfd_t ignored;
 
-	for (; done < n && ch->n; done++) {
-		ios[done] = ch->ring[ch->head];
-		ch->head = (ch->head + 1) % ch->depth;
-		ch->n--;
+	for (; done < n && ch->demand.n + ch->rest.n; done++) {
+		struct ring *r = ch->demand.n ? &ch->demand : &ch->rest;
+
+		ios[done] = r->ios[r->head];
+		r->head = (r->head + 1) % ch->depth;
+		r->n--;
 		complete(ios[done]);
 	}
-	if (!ch->n)
+	if (!ch->demand.n && !ch->rest.n)
 		eventfd_read(ch->event, &ignored);
 	return (int)done;
 }

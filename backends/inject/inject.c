@@ -263,18 +263,23 @@ static void complete(struct channel *ch, struct ebb_io *io)
 	}
 }
 
-/* The next pending I/O that is due, or -1. */
+/* The next pending I/O that is due, what is demanded before the rest, or -1. */
 static int64_t pick(struct channel *ch, uint64_t now)
 {
 	uint64_t from = ch->n && atomic_load(&ch->inst->options.reorder) ? draw(ch) % ch->n : 0;
+	int64_t first = -1;
 
 	for (uint32_t i = 0; i < ch->n; i++) {
 		uint32_t at = (uint32_t)((from + i) % ch->n);
 
-		if (ch->pending[at]->priv[0] <= now)
+		if (ch->pending[at]->priv[0] > now)
+			continue;
+		if (ch->pending[at]->flags & EBB_IO_DEMAND)
 			return at;
+		if (first < 0)
+			first = at;
 	}
-	return -1;
+	return first;
 }
 
 static int inject_poll(void *channel, struct ebb_io **ios, uint32_t n)

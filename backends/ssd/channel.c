@@ -18,6 +18,11 @@
  * looks at the entry again then: cleaning moves an object by changing the entry, and gives the
  * segment up only when it has no reference after that. Content that does not fit its sum is read
  * again (a transfer may fail as well as a medium), then reported lost: never handed on.
+ *
+ * What a vCPU waits for goes to the device at once. Of the rest, reads and writes, a channel has at
+ * most OUT_MAX of each there, and while a vCPU waits, in whatever channel, one of each: what is at
+ * the device cannot be overtaken any more. One always may be, so the end of it drives the next, and
+ * nobody has to be woken. What was demanded is also given back first.
  */
 
 struct io_uring_sqe *channel_sqe(struct channel *ch)
@@ -38,10 +43,22 @@ bool channel_is_fixed(const struct channel *ch, const void *buf, uint64_t len)
 	       len <= ch->buffers_bytes - at;
 }
 
+bool channel_may_issue(struct channel *ch, uint32_t out)
+{
+	if (out && atomic_load_explicit(&ch->ssd->demand, memory_order_relaxed)) {
+		count_add(ch, COUNT_HELD_BACK, 1);
+		return false;
+	}
+	return out < OUT_MAX;
+}
+
 void channel_complete(struct channel *ch, struct ebb_io *io, int result)
 {
 	io->result = result;
-	io_append(&ch->done, &ch->done_last, io);
+	if (io->flags & EBB_IO_DEMAND)
+		io_prepend(&ch->done, &ch->done_last, io);
+	else
+		io_append(&ch->done, &ch->done_last, io);
 }
 
 /* ---- loads ---- */
@@ -94,12 +111,28 @@ static int load_start(struct channel *ch, struct ebb_io *io)
 		if (!find(sp, io->handle, io->len, &p))
 			return -EINVAL;
 	}
-	if (io->flags & EBB_IO_DEMAND)
-		atomic_fetch_add_explicit(&ch->ssd->demand, 1, memory_order_relaxed);
 	io->priv[0] = p;
+	if (!(io->flags & EBB_IO_DEMAND)) {
+		io_append(&ch->later, &ch->later_last, io);
+		return 0;
+	}
+	atomic_fetch_add_explicit(&ch->ssd->demand, 1, memory_order_relaxed);
 	io->priv[1] = 0; /* times that it was read again */
 	read_issue(ch, io);
 	return 0;
+}
+
+/* Hands reads that nobody waits for to the ring, as far as demand loads allow. */
+static void reads_issue(struct channel *ch)
+{
+	while (ch->later && channel_may_issue(ch, ch->reads_out)) {
+		struct ebb_io *io = ch->later;
+
+		ch->later = io_next(io);
+		io->priv[1] = 0;
+		ch->reads_out++;
+		read_issue(ch, io);
+	}
 }
 
 static int verify(const struct ebb_io *io)
@@ -140,6 +173,8 @@ static void load_ended(struct channel *ch, struct ebb_io *io, int res)
 	count_add(ch, COUNT_READ, io->len);
 	if (io->flags & EBB_IO_DEMAND)
 		atomic_fetch_sub_explicit(&d->demand, 1, memory_order_relaxed);
+	else
+		ch->reads_out--;
 	seg_unref(d, place_seg(io->priv[0]));
 	channel_complete(ch, io, r ? -EIO : 0);
 }
@@ -203,6 +238,7 @@ int channel_submit(void *channel, struct ebb_io **ios, uint32_t n)
 			channel_complete(ch, ios[i], r);
 		i++;
 	}
+	reads_issue(ch);
 	writes_issue(ch);
 	kick(ch);
 	if (io_uring_sq_ready(&ch->ring))
@@ -233,6 +269,7 @@ int channel_poll(void *channel, struct ebb_io **ios, uint32_t n)
 		io_uring_cqe_seen(&ch->ring, cqe);
 		ended(ch, user, res);
 	}
+	reads_issue(ch);
 	writes_issue(ch);
 	while (got < n && ch->done) {
 		ios[got++] = ch->done;

@@ -227,7 +227,7 @@ static int ssd_stats(void *instance, struct ebb_stat *out, uint32_t n)
 		[COUNT_CLEANED] = {"cleaned-segments", "Segments emptied by cleaning"},
 		[COUNT_MOVED] = {"moved-bytes", "Bytes moved by cleaning"},
 		[COUNT_DISCARDED] = {"discarded-bytes", "Bytes that the device was told are free"},
-		[COUNT_HELD_BACK] = {"held-back", "Times that writes waited for demand loads"},
+		[COUNT_HELD_BACK] = {"held-back", "Times that other I/O waited for demand loads"},
 	};
 	struct ssd *d = instance;
 	struct ebb_stat more[] = {

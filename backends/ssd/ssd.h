@@ -23,6 +23,7 @@
 #define MERGE_BLOCKS 256u
 #define STAGE_BYTES  SEGMENT_BYTES
 #define READ_TRIES   3u
+#define OUT_MAX	     8u /* of a channel at the device: writes, and reads that nobody waits for */
 
 /* Completions say what they are in the low bits of user_data: loads have none. */
 #define USER_WRITE UINT64_C(1)
@@ -130,10 +131,12 @@ struct channel {
 	uint64_t buffers_bytes;
 	uint32_t depth, in_flight;
 	uint32_t writes_out; /* writes at the device */
+	uint32_t reads_out;  /* reads at the device that nobody waits for */
 	bool kicked;	     /* a NOP is on its way that makes the ring readable */
 	struct write *idle, *waiting, **waiting_end;
 	struct write writes[WRITES_MAX];
-	struct ebb_io *done, *done_last; /* complete, not given back yet; linked by priv[1] */
+	struct ebb_io *later, *later_last; /* such reads that wait; linked by priv[1] */
+	struct ebb_io *done, *done_last;   /* complete, not given back yet; linked by priv[1] */
 	char *stage; /* STAGE_BYTES for ciphertext, and behind it a segment's bytes to work in */
 	uint32_t stage_used, stage_writes;
 	_Atomic uint64_t count[COUNTS]; /* written by the channel's thread alone */
@@ -199,6 +202,14 @@ static inline void io_append(struct ebb_io **first, struct ebb_io **last, struct
 	else
 		*first = io;
 	*last = io;
+}
+
+static inline void io_prepend(struct ebb_io **first, struct ebb_io **last, struct ebb_io *io)
+{
+	io->priv[1] = (uint64_t)(uintptr_t)*first;
+	if (!*first)
+		*last = io;
+	*first = io;
 }
 
 static inline uint64_t seg_offset(const struct ssd *d, uint32_t seg)
@@ -287,6 +298,8 @@ int channel_matches(void *channel, void *space, uint64_t handle, uint64_t owner,
 		    uint32_t len);
 /* It counts as in flight; poll() gives it back. */
 void channel_complete(struct channel *ch, struct ebb_io *io, int result);
+/* True when one more may go to the device beside so many of its kind that are there already. */
+bool channel_may_issue(struct channel *ch, uint32_t out);
 /* True when [buf, buf + len) is registered with the ring. */
 bool channel_is_fixed(const struct channel *ch, const void *buf, uint64_t len);
 

@@ -13,16 +13,12 @@
  * stores. Direct I/O that is complete is out of this process's hands: a daemon that is killed the
  * instant after loses nothing. (Power that fails takes the VM as well, so no flush is needed.)
  *
- * While a vCPU waits for a load, in whatever channel, each channel has one write at the device and
- * no more; else up to WRITES_OUT. One always may, so the end of it drives the next, and nobody has
- * to be woken.
+ * How many of them are at the device at a time, says channel_may_issue().
  *
  * A nonce is taken from the counter in the map for every encryption, a repeated one of the same
  * write too. The counter lives exactly as long as the key is good for anything (the map and the
  * VM's record are kept by the same client), so no nonce comes twice under one key.
  */
-
-#define WRITES_OUT 8u
 
 static bool valid_length(uint32_t len)
 {
@@ -175,12 +171,7 @@ void writes_issue(struct channel *ch)
 	while ((w = ch->waiting)) {
 		char *staged = NULL;
 
-		if (ch->writes_out &&
-		    atomic_load_explicit(&ch->ssd->demand, memory_order_relaxed)) {
-			count_add(ch, COUNT_HELD_BACK, 1);
-			break;
-		}
-		if (ch->writes_out >= WRITES_OUT)
+		if (!channel_may_issue(ch, ch->writes_out))
 			break;
 		if (w->space->key.encrypt && !(staged = stage(ch, w)))
 			break;

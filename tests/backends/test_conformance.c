@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <malloc.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -279,6 +280,253 @@ static void spaces_are_apart(void **state)
 	free(buf);
 }
 
+/* ---- what overtakes what ---- */
+
+enum { BEHIND = 128, BEHIND_BYTES = 256 << 10 };
+
+/* I/Os that nobody waits for, and a load that somebody does, which comes after all of them. */
+struct traffic {
+	struct rig *r;
+	struct backend_channel *back, *front; /* may be the same */
+	struct ebb_io ios[BEHIND], demand;
+	uint64_t handle[BEHIND], wanted;
+	uint32_t n, under_way; /* of ios: given to the backend, and not given back */
+	uint8_t *bufs, *page;
+	bool stores;
+};
+
+/* The backend inject can be held, so that what comes when is not left to the clock. */
+static bool hold(struct rig *r, const char *value)
+{
+	const struct ebb_option opt = {"stuck", value};
+	struct error e;
+
+	return backend_config(r->b, &opt, &e) == 0;
+}
+
+static void traffic_open(struct traffic *t, struct rig *r, bool stores, bool apart)
+{
+	*t = (struct traffic){.r = r, .stores = stores, .page = buffer_new()};
+	/* A guest of the lab: few, because copying takes it long. */
+	t->n = getenv("EBB_LAB_GUEST") ? BEHIND / 4 : BEHIND;
+	t->bufs = aligned_alloc(4096, (size_t)t->n * BEHIND_BYTES);
+	assert_non_null(t->bufs);
+	assert_int_equal(backend_channel_open(r->b, NULL, 0, 2 * BEHIND, &t->back), 0);
+	t->front = apart ? rig_channel(r) : t->back;
+	for (uint32_t i = 0; i < t->n; i++) {
+		fill(t->bufs + (size_t)i * BEHIND_BYTES, BEHIND_BYTES, i + 1, 900);
+		if (!stores)
+			assert_int_equal(do_store(r->c, r->s, 0, t->bufs + (size_t)i * BEHIND_BYTES,
+						  BEHIND_BYTES, &t->handle[i]),
+					 0);
+	}
+	fill(t->page, 4096, 99, 900);
+	assert_int_equal(do_store(r->c, r->s, 0, t->page, 4096, &t->wanted), 0);
+}
+
+static void traffic_close(struct traffic *t)
+{
+	if (t->front != t->back)
+		backend_channel_close(t->front);
+	backend_channel_close(t->back);
+	backend_free(t->r->c, t->r->s, t->handle, t->stores ? 0 : t->n);
+	backend_free(t->r->c, t->r->s, &t->wanted, 1);
+	free(t->bufs);
+	free(t->page);
+}
+
+/* One I/O that nobody waits for has come back. */
+static void traffic_back(struct traffic *t, struct ebb_io *io)
+{
+	uint64_t i = (uint64_t)(io - t->ios);
+
+	assert_true(i < t->n);
+	assert_int_equal(io->result, 0);
+	t->under_way--;
+	if (t->stores)
+		t->handle[i] = io->handle;
+}
+
+/* Gives the backend as many as it takes, at least half; none is taken back meanwhile. */
+static void traffic_start(struct traffic *t)
+{
+	struct ebb_io *list[BEHIND];
+	uint32_t in_vain = 0;
+
+	for (uint32_t i = 0; i < t->n; i++) {
+		backend_io_prepare(&t->ios[i], t->stores ? EBB_IO_STORE : EBB_IO_LOAD,
+				   t->stores ? EBB_IO_BACKGROUND : EBB_IO_PREFETCH, t->r->s,
+				   t->stores ? 0 : t->handle[i], t->bufs + (size_t)i * BEHIND_BYTES,
+				   BEHIND_BYTES, 0);
+		list[i] = &t->ios[i];
+	}
+	t->under_way = 0;
+	/* It may wait for something of its own meanwhile (a segment, a donor's memory). */
+	while (t->under_way < t->n / 2 || (t->under_way < t->n && in_vain < 100)) {
+		int taken = backend_submit(t->back, list + t->under_way, t->n - t->under_way);
+
+		t->under_way += (uint32_t)taken;
+		in_vain = taken ? 0 : in_vain + 1;
+		if (!taken)
+			poll(NULL, 0, 1);
+	}
+}
+
+static void demand_start(struct traffic *t)
+{
+	struct ebb_io *io = &t->demand;
+
+	memset(t->page, 0, 4096);
+	backend_io_prepare(io, EBB_IO_LOAD, EBB_IO_DEMAND, t->r->s, t->wanted, t->page, 4096, 0);
+	while (backend_submit(t->front, &io, 1) != 1)
+		;
+}
+
+static void demand_check(struct traffic *t)
+{
+	uint8_t *want = buffer_new();
+
+	assert_int_equal(t->demand.result, 0);
+	fill(want, 4096, 99, 900);
+	assert_memory_equal(t->page, want, 4096);
+	free(want);
+}
+
+/* What is yet under way, and all of it is right. */
+static void traffic_end(struct traffic *t, uint32_t sent)
+{
+	struct ebb_io *done[BEHIND];
+	uint8_t *want = buffer_new();
+
+	while (t->under_way)
+		for (uint32_t n = wait_some(t->back, done, BEHIND); n-- > 0;)
+			traffic_back(t, done[n]);
+	for (uint32_t i = 0; i < sent; i += 16) {
+		fill(want, BEHIND_BYTES, i + 1, 900);
+		assert_memory_equal(t->bufs + (size_t)i * BEHIND_BYTES, want, BEHIND_BYTES);
+	}
+	if (t->stores)
+		backend_free(t->r->c, t->r->s, t->handle, sent);
+	free(want);
+}
+
+/*
+ * True when the demanded load is done before half of what was under way when it began. Counted, not
+ * timed: what is at a device already is ahead for good, but a backend sends only so much there.
+ */
+static bool overtakes(struct traffic *t)
+{
+	struct ebb_io *done[BEHIND];
+	bool held = hold(t->r, "1");
+	uint32_t sent, before = 0;
+
+	traffic_start(t);
+	sent = t->under_way;
+	demand_start(t);
+	if (held) {
+		poll(NULL, 0, 2); /* all delays are over: only the order is left */
+		hold(t->r, "0");
+	}
+	for (;;) {
+		assert_int_equal(wait_some(t->front, done, 1), 1);
+		if (done[0] == &t->demand)
+			break;
+		traffic_back(t, done[0]);
+		before++;
+	}
+	demand_check(t);
+	if (t->front != t->back) {
+		before = (uint32_t)backend_poll(t->back, done, t->n);
+		for (uint32_t i = 0; i < before; i++)
+			traffic_back(t, done[i]);
+	}
+	traffic_end(t, sent);
+	if (getenv("EBB_TEST_VERBOSE"))
+		print_message("%u of %u before the demanded load\n", before, sent);
+	return before < sent / 2;
+}
+
+/* A disk may answer a single one late for reasons of its own: one of a few rounds must do. */
+static void overtaking(struct rig *r, bool stores, bool apart)
+{
+	struct traffic t;
+	bool good = false;
+
+	if (backend_caps(r->b) & EBB_BACKEND_SYNC)
+		return; /* complete when it was submitted: there is nothing to overtake */
+	traffic_open(&t, r, stores, apart);
+	for (int i = 0; i < 5 && !good; i++)
+		good = overtakes(&t);
+	traffic_close(&t);
+	assert_true(good);
+	assert_empty(r);
+}
+
+static void demand_overtakes_prefetch(void **state)
+{
+	overtaking(*state, false, false);
+}
+
+static void demand_overtakes_stores(void **state)
+{
+	overtaking(*state, true, false);
+}
+
+/*
+ * The same from another thread's channel, where a device works for all of them by itself, whether
+ * or not somebody polls.
+ */
+static void demand_overtakes_other_channels(void **state)
+{
+	struct rig *r = *state;
+
+	if (!(backend_caps(r->b) & EBB_BACKEND_REGISTERED_BUFFERS))
+		return;
+	overtaking(r, false, true);
+	overtaking(r, true, true);
+}
+
+/* A second batch of stores is taken while the first is on its way, so that the thread which made
+ * it goes on to compress, or to punch. */
+static void batches_overlap(void **state)
+{
+	enum { BATCH = 16 };
+	struct rig *r = *state;
+	struct ebb_io ios[2 * BATCH], *list[2 * BATCH], *done[2 * BATCH];
+	uint8_t *bufs = aligned_alloc(4096, (size_t)2 * BATCH * 4096), *out = buffer_new();
+	uint64_t handles[2 * BATCH];
+	bool held = hold(r, "1");
+
+	for (uint32_t i = 0; i < 2 * BATCH; i++) {
+		fill(bufs + (size_t)i * 4096, 4096, i, 300);
+		backend_io_prepare(&ios[i], EBB_IO_STORE, 0, r->s, 0, bufs + (size_t)i * 4096, 4096,
+				   i);
+		list[i] = &ios[i];
+	}
+	for (uint32_t sent = 0, tries = 0; sent < 2 * BATCH; tries++) {
+		uint32_t end = sent < BATCH ? BATCH : 2 * BATCH;
+
+		sent += (uint32_t)backend_submit(r->c, list + sent, end - sent);
+		assert_true(tries < 60000);
+		if (tries > BATCH)
+			poll(NULL, 0, 1);
+	}
+	if (held)
+		hold(r, "0");
+	for (uint32_t n = 0; n < 2 * BATCH && !(backend_caps(r->b) & EBB_BACKEND_SYNC);)
+		n += wait_some(r->c, done, 2 * BATCH);
+	for (uint32_t i = 0; i < 2 * BATCH; i++) {
+		assert_int_equal(ios[i].result, 0);
+		handles[i] = ios[i].handle;
+		assert_int_equal(do_load(r->c, r->s, handles[i], out, 4096), 0);
+		assert_memory_equal(out, bufs + (size_t)i * 4096, 4096);
+	}
+	backend_free(r->c, r->s, handles, 2 * BATCH);
+	assert_empty(r);
+	free(bufs);
+	free(out);
+}
+
 /* ---- many threads ---- */
 
 struct worker {
@@ -430,6 +678,10 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(garbage_handles_are_refused, setup, teardown),
 		cmocka_unit_test_setup_teardown(unknown_operations_are_refused, setup, teardown),
 		cmocka_unit_test_setup_teardown(batches, setup, teardown),
+		cmocka_unit_test_setup_teardown(batches_overlap, setup, teardown),
+		cmocka_unit_test_setup_teardown(demand_overtakes_prefetch, setup, teardown),
+		cmocka_unit_test_setup_teardown(demand_overtakes_stores, setup, teardown),
+		cmocka_unit_test_setup_teardown(demand_overtakes_other_channels, setup, teardown),
 		cmocka_unit_test_setup_teardown(spaces_are_apart, setup, teardown),
 		cmocka_unit_test_setup_teardown(threads, setup, teardown),
 		cmocka_unit_test(closing_leaves_nothing),
