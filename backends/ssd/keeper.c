@@ -305,8 +305,34 @@ static void free_orphans(struct ssd *d)
 			     (unsigned long long)freed);
 }
 
+/* Says what the device has failed since it was last said; the data path cannot. */
+static void report(struct ssd *d)
+{
+	static const enum count what[REPORTED] = {COUNT_LOAD_ERRORS, COUNT_CORRUPT,
+						  COUNT_STORE_ERRORS};
+	uint64_t more[REPORTED];
+	bool any = false;
+
+	pthread_mutex_lock(&d->lock);
+	for (unsigned int i = 0; i < REPORTED; i++) {
+		uint64_t sum = ssd_count(d, what[i]);
+
+		more[i] = sum - d->reported[i];
+		d->reported[i] = sum;
+		any = any || more[i];
+	}
+	pthread_mutex_unlock(&d->lock);
+	if (any)
+		d->host->log(d->host->ctx, 0,
+			     "%s: %llu reads failed, %llu brought something else than was written, "
+			     "%llu writes failed",
+			     d->options.path, (unsigned long long)more[0],
+			     (unsigned long long)more[1], (unsigned long long)more[2]);
+}
+
 static void tick(struct ssd *d)
 {
+	report(d);
 	if (atomic_load(&d->discard))
 		discard_rested(d);
 	device_write_table(d);

@@ -207,6 +207,15 @@ static void ssd_usage(void *instance, void *space, struct ebb_usage *out)
 	out->capacity_bytes = (uint64_t)d->n_segs * SEGMENT_BYTES;
 }
 
+uint64_t ssd_count(struct ssd *d, enum count what)
+{
+	uint64_t sum = atomic_load(&d->count[what]);
+
+	for (struct channel *ch = d->channels; ch; ch = ch->next)
+		sum += atomic_load_explicit(&ch->count[what], memory_order_relaxed);
+	return sum;
+}
+
 static int ssd_stats(void *instance, struct ebb_stat *out, uint32_t n)
 {
 	static const struct {
@@ -239,14 +248,11 @@ static int ssd_stats(void *instance, struct ebb_stat *out, uint32_t n)
 	const uint32_t n_more = sizeof(more) / sizeof(more[0]);
 
 	pthread_mutex_lock(&d->lock);
-	for (uint32_t i = 0; i < COUNTS && i < n; i++) {
-		uint64_t value = atomic_load(&d->count[i]);
-
-		for (struct channel *ch = d->channels; ch; ch = ch->next)
-			value += atomic_load_explicit(&ch->count[i], memory_order_relaxed);
-		out[i] = (struct ebb_stat){
-			.name = texts[i].name, .help = texts[i].help, .value = value, .counter = 1};
-	}
+	for (uint32_t i = 0; i < COUNTS && i < n; i++)
+		out[i] = (struct ebb_stat){.name = texts[i].name,
+					   .help = texts[i].help,
+					   .value = ssd_count(d, i),
+					   .counter = 1};
 	if (atomic_load(&d->write_budget) && d->budget_left > 0)
 		more[2].value = (uint64_t)d->budget_left;
 	pthread_mutex_unlock(&d->lock);

@@ -22,6 +22,7 @@
 #define WRITE_PIECES 64u /* separate buffers in one write */
 #define MERGE_BLOCKS 256u
 #define STAGE_BYTES  SEGMENT_BYTES
+#define REPORTED     3u /* kinds of failures that the log tells of */
 #define READ_TRIES   3u
 #define OUT_MAX	     8u /* of a channel at the device: writes, and reads that nobody waits for */
 
@@ -178,7 +179,8 @@ struct ssd {
 	struct cleaning *cleaning;
 	double budget_left; /* under lock */
 	uint64_t budget_at_ns;
-	uint64_t orphans_at_ns; /* when to look for them next; the keeper's */
+	uint64_t reported[REPORTED]; /* failures that the log tells of; the keeper's */
+	uint64_t orphans_at_ns;	     /* when to look for them next; the keeper's */
 };
 
 static inline void count_add(struct channel *ch, enum count what, uint64_t n)
@@ -216,6 +218,11 @@ static inline uint64_t seg_offset(const struct ssd *d, uint32_t seg)
 {
 	return d->data_offset + (uint64_t)seg * SEGMENT_BYTES;
 }
+
+/* ---- ssd.c ---- */
+
+/* A count of all channels, open or closed. Under lock. */
+uint64_t ssd_count(struct ssd *d, enum count what);
 
 /* ---- device.c ---- */
 
