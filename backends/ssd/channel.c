@@ -243,6 +243,7 @@ int channel_submit(void *channel, struct ebb_io **ios, uint32_t n)
 	kick(ch);
 	if (io_uring_sq_ready(&ch->ring))
 		io_uring_submit(&ch->ring);
+	writes_sum(ios, i);
 	return (int)i;
 }
 

@@ -284,6 +284,11 @@ void seg_give_up(struct space *sp, uint32_t seg);
 
 /* Takes stores from ios, as many as fit now; *taken of them. The rest is asked again. */
 uint32_t writes_take(struct channel *ch, struct ebb_io **ios, uint32_t n);
+/*
+ * The sums of the plain stores that were taken, each before its write is looked at again. So it can
+ * come after they were sent, and the disk does not wait for it.
+ */
+void writes_sum(struct ebb_io *const *ios, uint32_t n);
 /* Hands waiting writes to the ring, as far as demand loads allow. */
 void writes_issue(struct channel *ch);
 /* The device has ended a write with this result. */

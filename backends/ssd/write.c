@@ -20,6 +20,9 @@
  * VM's record are kept by the same client), so no nonce comes twice under one key.
  */
 
+/* priv[0] of a store that was not begun. */
+#define HANDLE_NONE UINT64_MAX
+
 static bool valid_length(uint32_t len)
 {
 	return len >= BLOCK_BYTES && len <= SEGMENT_BYTES && !(len & (len - 1));
@@ -70,6 +73,7 @@ static int take(struct channel *ch, struct ebb_io *io, struct write **last)
 	struct write *w;
 	int r;
 
+	io->priv[0] = HANDLE_NONE;
 	if (!valid_length(io->len) || (uintptr_t)io->buf % BLOCK_BYTES)
 		return -EINVAL;
 	if (!ch->idle) /* one more than merging may need */
@@ -87,9 +91,6 @@ static int take(struct channel *ch, struct ebb_io *io, struct write **last)
 	w->blocks += io->len / BLOCK_BYTES;
 	io->priv[0] = handle;
 	io_append(&w->first, &w->last, io);
-	if (!sp->key.encrypt)
-		sp->sums[handle_index(handle)] = proof_sum(
-			&sp->key, (struct object_id){handle, io->owner}, io->buf, io->len);
 	ch->in_flight++;
 	return 0;
 }
@@ -113,6 +114,19 @@ uint32_t writes_take(struct channel *ch, struct ebb_io **ios, uint32_t n)
 		channel_complete(ch, ios[i], r);
 	}
 	return i;
+}
+
+void writes_sum(struct ebb_io *const *ios, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const struct ebb_io *io = ios[i];
+		struct space *sp = io->space;
+
+		if (io->op == EBB_IO_STORE && io->priv[0] != HANDLE_NONE && !sp->key.encrypt)
+			sp->sums[handle_index(io->priv[0])] =
+				proof_sum(&sp->key, (struct object_id){io->priv[0], io->owner},
+					  io->buf, io->len);
+	}
 }
 
 /* Ciphertext into the stage; NULL: no room before the writes that are under way have ended. */
