@@ -8,6 +8,9 @@ Redis: keys are those that redis-benchmark asks for; every value is known. memca
 up its keys itself, stores them, and goes on asking until it is ended; the values are read once
 before anything is evicted. All are compared at the end. Both draw keys evenly; -zipf is asked by
 compare_ask (ask.c), and memcached has the same keys and values as Redis then.
+
+redis-guest is Redis in a Linux guest (vmm.py), asked over the guest's network: the memory that is
+limited is the guest's RAM, all that the guest's kernel uses of it included.
 """
 import ctypes.util
 import json
@@ -20,17 +23,19 @@ import subprocess
 import time
 import urllib.parse
 
+import vmm
 from machine import Refused, read
 
 SERVERS = {"redis": ("redis-get", "redis-zipf", "redis-set"), "memcached": ("memcached-get",),
-           "memcached-zipf": ("memcached-zipf",)}
+           "memcached-zipf": ("memcached-zipf",),
+           "redis-guest": ("redis-guest-get", "redis-guest-set")}
 VALUE_BYTES = 1000
 # What a key takes with its value: 1024 for the value, the rest for the key and the table.
 KEY_BYTES = 1150
 CLIENTS = 8
 FEW = 5000  # requests, to see how fast it goes
 BATCH = 256
-START_WAIT = 30
+START_WAIT = 60
 TICK = os.sysconf("SC_CLK_TCK")
 POOL = random.Random(1).randbytes(1 << 20)
 
@@ -43,12 +48,13 @@ def value_of(number):
 
 
 class Connection:
-    """As much of Redis's protocol as it takes."""
+    """As much of Redis's protocol as it takes. where: a socket's path, or a port of ours."""
 
-    def __init__(self, path):
-        self.sock = socket.socket(socket.AF_UNIX)
+    def __init__(self, where):
+        local = isinstance(where, str)
+        self.sock = socket.socket(socket.AF_UNIX if local else socket.AF_INET)
         self.sock.settimeout(600)
-        self.sock.connect(path)
+        self.sock.connect(where if local else ("127.0.0.1", where))
         self.file = self.sock.makefile("rb")
 
     def send(self, commands):
@@ -76,6 +82,7 @@ class Server:
     """What both have in common: self.server, its process."""
 
     size = before = keys = 0
+    own_memory = False  # resident() is of what is limited, which the process has more than
 
     def __init__(self, cell, size):
         self.build, self.keys = cell.build, size // KEY_BYTES
@@ -131,13 +138,27 @@ class Redis(Server):
     def __init__(self, cell, size, folder):
         self.installed("redis-server", "redis-benchmark")
         super().__init__(cell, size)
-        self.path = os.path.join(folder, "redis.sock")
         self.overwritten = None
+        self.where = self.start(cell, size, folder)  # a path or a port
+        self.connection = self.connect(self.answering)
+
+    def start(self, cell, _size, folder):
+        path = os.path.join(folder, "redis.sock")
         self.server = cell.start(
-            ["redis-server", "--port", "0", "--unixsocket", self.path, "--save", "", "--appendonly",
+            ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--appendonly",
              "no", "--dir", folder, "--logfile", os.path.join(folder, "redis.log")],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        self.connection = self.connect(lambda: Connection(self.path))
+        return path
+
+    def answering(self):
+        """A connection; a guest's network takes it before there is anyone to answer."""
+        connection = Connection(self.where)
+        connection.send([(b"PING",)])
+        try:
+            connection.answer()
+        except Refused as e:
+            raise OSError(str(e)) from None
+        return connection
 
     def batches(self, words_of):
         """Sends a command for every key, some at a time; yields (number, answer)."""
@@ -159,9 +180,10 @@ class Redis(Server):
         self.filled()
 
     def benchmark(self, test, requests, keys=None):
+        where = ["-s"] if isinstance(self.where, str) else ["-h", "127.0.0.1", "-p"]
         return subprocess.run(
-            ["redis-benchmark", "-s", self.path, "-t", test, "-r", str(keys or self.keys), "-n",
-             str(requests), "-c", str(CLIENTS), "-d", str(VALUE_BYTES), "--precision", "3"],
+            ["redis-benchmark", *where, str(self.where), "-t", test, "-r",
+             str(keys or self.keys), "-n", str(requests), "-c", str(CLIENTS), "-d", str(VALUE_BYTES), "--precision", "3"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             check=True).stdout
 
@@ -182,9 +204,9 @@ class Redis(Server):
         self.benchmark("get", FEW)
 
     def run(self, workload, _threads, _write, warm, seconds):
-        test = workload.partition("-")[2]
+        test = workload.rpartition("-")[2]
         if test == "zipf":
-            return self.ask_zipf("redis", self.path, warm, seconds)
+            return self.ask_zipf("redis", self.where, warm, seconds)
         rate, _ = self.figures(self.benchmark(test, FEW))
         self.benchmark(test, max(int(rate * warm), FEW))
         user, system = self.cpu()
@@ -199,6 +221,26 @@ class Redis(Server):
         """How many values are neither the first nor what redis-benchmark wrote."""
         return sum(value not in (value_of(n), self.overwritten)
                    for n, value in self.batches(lambda n: (b"GET", b"key:%012d" % n)))
+
+
+class RedisGuest(Redis):
+    """The same in a guest."""
+
+    own_memory = True
+
+    def start(self, cell, size, folder):
+        self.installed(vmm.QEMU)
+        self.vmm = vmm.Vmm(cell, size * 5 // 4, folder)
+        self.server = self.vmm.process
+        self.vmm.guest.start("redis", "exec redis-server --save '' --appendonly no --bind 0.0.0.0 "
+                                      "--protected-mode no --dir /tmp")
+        return self.vmm.guest.forwarded_port()
+
+    def resident(self):
+        return self.vmm.resident()
+
+    def filled(self):
+        self.size = self.resident()  # the guest's kernel too
 
 
 class Memcached(Server):
@@ -325,4 +367,5 @@ class MemcachedZipf(Memcached):
         return sum(found.get(self.key(n)) != hash(value_of(n)) for n in range(self.keys))
 
 
-KINDS = {"redis": Redis, "memcached": Memcached, "memcached-zipf": MemcachedZipf}
+KINDS = {"redis": Redis, "memcached": Memcached, "memcached-zipf": MemcachedZipf,
+         "redis-guest": RedisGuest}

@@ -6,6 +6,7 @@ Ebb's side, the daemon, so that everything that either takes is counted alike. O
 the cgroup has the limit; on Ebb's it has none, and the VM has.
 """
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -36,6 +37,8 @@ SYSTEMS = {**KERNEL, **EBB}
 ZSWAP = "/sys/module/zswap/parameters/"
 SHMEM_THP = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 DAEMON_WAIT = 60
+PR_SET_THP_DISABLE = 41
+libc = ctypes.CDLL(None)
 NUMBERS = itertools.count()
 
 
@@ -76,6 +79,14 @@ class Cell:
     def enter(self):
         """In the child, before exec."""
         write(self.path + "/cgroup.procs", 0)
+        if self.kind == "small":
+            # Whatever a program advises: QEMU asks for huge pages.
+            libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+
+    @property
+    def shares(self):
+        """Programs have shared memory."""
+        return self.system in EBB or self.system == "shared"
 
     def spawn(self, argv, env=None, **options):
         # In a group of its own: a Ctrl-C is for us, who end it in order.
@@ -93,10 +104,12 @@ class Cell:
         if self.kind == "hugetlb":
             self.machine.ask("huge_pages", self.most_bytes // (2 << 20) + 24)
 
-    def preload(self, libraries, env):
-        """The environment with the heap library and others, after what is preloaded already."""
+    def preload(self, libraries, env, heap):
+        """The environment with these libraries, after what is preloaded already; before them the
+        heap library, unless the program shares its memory by itself."""
         env = env or {}
-        libraries = [self.build + "/bench/compare/libcompare_heap.so"] + libraries
+        if heap:
+            libraries = [self.build + "/bench/compare/libcompare_heap.so"] + libraries
         if "LD_PRELOAD" in env:
             libraries = [env["LD_PRELOAD"]] + libraries
         return dict(env, LD_PRELOAD=" ".join(libraries), EBB_HEAP_KIND=self.kind,
@@ -162,9 +175,9 @@ class KernelCell(Cell):
             self.machine.ask("write", ZSWAP + "enabled", "N")
             self.machine.ask("swap_file", swapfile, size)
 
-    def start(self, argv, env=None, **options):
+    def start(self, argv, env=None, heap=True, **options):
         if self.system == "shared":
-            env = self.preload([], env)
+            env = self.preload([], env, heap)
         return self.spawn(argv, env=env, **options)
 
     def attached(self, n):
@@ -231,11 +244,11 @@ class EbbCell(Cell):
                 "path": os.path.join(self.folder, "ebb-ssd"),
                 "size": str(self.most_bytes + (64 << 20))})
 
-    def start(self, argv, env=None, **options):
+    def start(self, argv, env=None, heap=True, **options):
         name = "program%d" % self.vms
         self.vms += 1
         self.names.append(name)
-        env = dict(self.preload([self.build + "/libebb-attach.so"], env), EBB_NAME=name,
+        env = dict(self.preload([self.build + "/libebb-attach.so"], env, heap), EBB_NAME=name,
                    EBB_SOCKET=self.dir + "/attach.sock", EBB_MIN_SIZE="1M")
         return self.spawn(argv, env=env, **options)
 

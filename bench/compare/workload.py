@@ -40,6 +40,8 @@ def content_argument(name, folder):
 class Load:
     """n programs with size bytes of memory together, in a cell."""
 
+    own_memory = False
+
     def __init__(self, cell, size, kind, content, folder, n=1):
         argv = [cell.build + "/bench/compare/compare_load", str(size // n), kind,
                 content_argument(content, folder)]

@@ -38,10 +38,11 @@ def parse_mib(text):
 
 
 class Ram:
-    """How guest RAM is made: the QEMU arguments of one or more shared blocks."""
+    """How guest RAM is made: the QEMU arguments of one or more blocks."""
 
     def __init__(self, size="1G", kind="memfd", blocks=1, hotplug="", folder="/dev/shm"):
-        """kind: memfd, hugetlb or file (on a tmpfs, 2 MiB-aligned, so that THP can be had)."""
+        """kind: memfd, hugetlb, file (on a tmpfs, 2 MiB-aligned, so that THP can be had), or
+        anonymous, which is not shared: nobody can attach it."""
         self.kind, self.hotplug, self.folder = kind, hotplug, folder
         self.mib = parse_mib(size)
         self.blocks = blocks
@@ -51,7 +52,8 @@ class Ram:
                  "file": "memory-backend-file,id=%s,size=%dM,share=on,align=2M,mem-path="
                          + self.folder,
                  "hugetlb": "memory-backend-memfd,id=%s,size=%dM,share=on,hugetlb=on,"
-                            "hugetlbsize=2M"}
+                            "hugetlbsize=2M",
+                 "anonymous": "memory-backend-ram,id=%s,size=%dM"}
         return kinds[self.kind] % (name, mib)
 
     def arguments(self):
