@@ -32,6 +32,7 @@ UNLIMITED = ("none", "shared")
 EBB = {
     "ebb": "Ebb, compressed tier (lz4)",
     "ebb-ssd": "Ebb, ssd tier",
+    "ebb-tiers": "Ebb, compressed tier (lz4) up to a mark, ssd tier below",
 }
 SYSTEMS = {**KERNEL, **EBB}
 ZSWAP = "/sys/module/zswap/parameters/"
@@ -39,6 +40,7 @@ SHMEM_THP = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 DAEMON_WAIT = 60
 PR_SET_THP_DISABLE = 41
 libc = ctypes.CDLL(None)
+TIERS_RESIDENT = 0.3  # of what ebb-tiers may take of RAM; the rest is for compressed content
 NUMBERS = itertools.count()
 
 
@@ -132,8 +134,12 @@ class Cell:
     def pool(self):
         return 0
 
+    def held(self):
+        """What the limit is a limit of."""
+        return self.resident()
+
     def cost(self, gone):
-        """Memory that a byte takes that is not resident; gone: how many there are."""
+        """Memory that a byte takes that is not held; gone: how many there are."""
         return self.pool() / gone if gone > 0 else 0
 
     def counters(self):
@@ -237,7 +243,7 @@ class EbbCell(Cell):
                 raise Refused("the daemon does not start")
             time.sleep(0.05)
         self.control = Control(self.dir + "/control.sock")
-        if self.system == "ebb-ssd":
+        if self.system != "ebb":
             if not os.path.exists(self.build + "/backends/ssd.so"):
                 raise Refused("there is no ssd backend in this build")
             self.control.call("backend-add", name="ssd", driver="ssd", options={
@@ -261,9 +267,9 @@ class EbbCell(Cell):
             if time.monotonic() > end:
                 raise Refused("the program does not attach")
             time.sleep(0.05)
-        if self.system == "ebb-ssd":
-            for name in self.names:
-                self.control.call("vm-set", vm=name, tiers=["ssd"])
+        tiers = {"ebb-ssd": ["ssd"], "ebb-tiers": ["compressed", "ssd"]}.get(self.system)
+        for name in self.names if tiers else []:
+            self.control.call("vm-set", vm=name, tiers=tiers)
 
     def policy(self, role, name):
         """For all that have attached."""
@@ -274,12 +280,18 @@ class EbbCell(Cell):
         return [self.control.call("query-vm", vm=name) for name in self.names]
 
     def limit(self, nbytes):
-        """For the memory of all VMs together."""
+        """For the memory of all VMs together; ebb-tiers: and what is compressed of it."""
         each = max(int(nbytes / len(self.names)), 4 << 20)
+        more = {}
+        if self.system == "ebb-tiers":
+            mark = int(each * (1 - TIERS_RESIDENT))
+            more = {"tier-high": [mark, 0], "tier-low": [mark * 31 // 32, 0]}
+            each = int(each * TIERS_RESIDENT)
         for name in self.names:
-            self.control.call("vm-set", vm=name, limit=each)
+            self.control.call("vm-set", vm=name, limit=each, **more)
         end = time.monotonic() + DAEMON_WAIT
-        while any(vm["resident-bytes"] > each for vm in self.query()):
+        while any(vm["resident-bytes"] > each for vm in self.query()) or (
+                more and self.compressed("content-bytes") > mark * len(self.names)):
             if time.monotonic() > end:
                 raise Refused("the daemon does not come down to the limit")
             time.sleep(0.05)
@@ -287,12 +299,18 @@ class EbbCell(Cell):
     def resident(self):
         return sum(vm["resident-bytes"] for vm in self.query())
 
+    def compressed(self, what="stored-bytes"):
+        return sum(tier[what] for vm in self.query() for tier in vm["tiers"]
+                   if tier["backend"] == "compressed")
+
+    def held(self):
+        return self.resident() + (self.compressed() if self.system == "ebb-tiers" else 0)
+
     def cost(self, gone):
-        vms = self.query()
-        gone = sum(vm["evicted-bytes"] for vm in vms)
-        stored = sum(tier["stored-bytes"] for vm in vms for tier in vm["tiers"]
-                     if tier["backend"] == "compressed")
-        return stored / gone if gone else 0
+        if self.system == "ebb-tiers":
+            return 0
+        gone = sum(vm["evicted-bytes"] for vm in self.query())
+        return self.compressed() / gone if gone else 0
 
     def counters(self):
         keys = ("faults", "zero-faults", "minor-faults", "evictions", "evictions-stored",

@@ -99,6 +99,15 @@ class Runs(Case):
         self.assertIn("<svg", page)
         self.assertNotIn("http", page.replace("http-equiv", ""))
 
+    def test_tiers(self):
+        result, said = self.json_of("--systems", "ebb-tiers", "--seconds", "0.2", "--threads", "1",
+                                    "--workloads", "uniform", "--servers", "")
+        self.assertEqual(result["left_out"], {}, said)
+        m = result["measured"][0]
+        self.assertGreater(m["counters"]["faults"], 0, said)
+        # Three tenths of the half that the limit leaves.
+        self.assertLess(m["resident_bytes"], 8 << 20, said)
+
     def test_equal_slowdown(self):
         rows, said = self.equal_slowdown("45", [100, 55, 10], "--systems", "ebb", "--policy", "temperature+null",
                                          "--workloads", "keyvalue,phase:0.05", "--servers",

@@ -39,6 +39,7 @@ int config_init(struct config *c)
 	memset(c, 0, sizeof(*c));
 	c->runtime_dir = strdup("/run/ebb");
 	c->log_level = LOG_INFO;
+	c->poll_loads = true;
 	c->folio_probe = true;
 	c->take_over = -1;
 	c->settings = json_object();

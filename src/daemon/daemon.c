@@ -165,6 +165,7 @@ int daemon_make_engine(struct daemon *d, bool held, struct error *e)
 		.plugins = &d->plugins,
 		.fault_threads = (unsigned int)c->fault_threads,
 		.evict_threads = (unsigned int)c->evict_threads,
+		.no_polling = !c->poll_loads,
 		.window_ms = (uint32_t)c->window_ms,
 		.quarantine_ms = (uint32_t)c->quarantine_ms,
 		.allow_quarantine = c->allow_quarantine,

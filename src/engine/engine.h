@@ -75,6 +75,7 @@ struct engine_config {
 	const struct plugin_path *plugins;
 	unsigned int fault_threads; /* 0: as many as CPUs, at most 4 */
 	unsigned int evict_threads; /* 0: half of the CPUs, at least 1, at most 4 */
+	bool no_polling;	    /* fault threads sleep while a load is under way */
 	uint32_t window_ms;	    /* access window of the tracker; 0: 2000 */
 	uint32_t quarantine_ms;	    /* how long a page stays protected without the probe */
 	bool allow_quarantine;	    /* evict without the folio probe (operator's choice) */

@@ -21,7 +21,8 @@
  * once and resolves them one by one. A fault says only "this unit is wanted, for reading or
  * writing"; the unit's entry says what to do. What is in RAM (fill patterns, synchronous backends)
  * is resolved at once; other loads are submitted and finished when the backend's channel says so,
- * in the same loop. The worker never waits for anything else: a unit that somebody works on gets
+ * in the same loop; while one is under way that should not take long, the worker looks for it
+ * instead of sleeping. The worker never waits for anything else: a unit that somebody works on gets
  * PE_WANTED, a VM over its bound gets its faults parked (dropped; they are delivered again by one
  * wake of the whole range when there is room), a kernel that says EAGAIN gets the fault back by
  * waking it. A fault that finds all slots for asynchronous loads taken stands in a queue, from
@@ -39,6 +40,10 @@
 #define HUGE_LOADS    4	  /* of 2 MiB */
 #define PREFETCH_ASKS 64  /* ranges that one fault may ask for */
 #define WAITING	      256 /* faults without a slot, per worker */
+#define EVENTS	      16  /* taken at once */
+
+/* A load is looked for if loads take no longer than that, on average. */
+#define POLL_NS (NS_PER_MS / 4)
 
 /*
  * Guests' threads stand still while they wait for a worker, which needs a CPU for some microseconds
@@ -66,7 +71,7 @@
 struct load {
 	struct ebb_io io; /* first: io.user points back */
 	struct block *block;
-	uint64_t unit, entry, start_ns;
+	uint64_t unit, entry, start_ns, submit_ns;
 	void *buf;
 	bool busy, write;
 };
@@ -86,6 +91,7 @@ struct fault_worker {
 	struct uffd_msg msgs[MESSAGES];
 	struct load loads[LOADS + HUGE_LOADS];
 	unsigned int in_flight;
+	uint64_t load_ns; /* how long loads have taken lately */
 	bool channel_watched[PE_TIERS];
 	bool asked; /* somebody waits for this worker to pass */
 	/* Only while loads are in flight, so the blocks stay: see engine_thread_pass(). */
@@ -309,9 +315,13 @@ static void serve_waiting(struct fault_worker *w, const struct block *done)
 static void load_done(struct fault_worker *w, struct load *l)
 {
 	struct block *b = l->block;
+	uint64_t took = clock_ns() - l->submit_ns;
 
 	l->busy = false;
 	w->in_flight--;
+	/* One that was very late does not count for more than one that is too late to wait for. */
+	took = took < 4 * POLL_NS ? took : 4 * POLL_NS;
+	w->load_ns = (w->load_ns * 7 + took) / 8;
 	if (l->io.result == -EIO || l->io.result == -EINVAL) {
 		loader_lost(&w->loader, b, l->unit, l->entry);
 	} else if (l->io.result) {
@@ -323,15 +333,29 @@ static void load_done(struct fault_worker *w, struct load *l)
 	serve_waiting(w, b);
 }
 
-static void poll_tier(struct fault_worker *w, unsigned int tier)
+/* True when something was there. */
+static bool poll_tier(struct fault_worker *w, unsigned int tier)
 {
 	struct backend_channel *c = loader_channel(&w->loader, tier);
 	struct ebb_io *done[16];
+	bool any = false;
 	int n;
 
-	while (c && (n = backend_poll(c, done, 16)) > 0)
+	while (c && (n = backend_poll(c, done, 16)) > 0) {
+		any = true;
 		for (int i = 0; i < n; i++)
 			load_done(w, (struct load *)(uintptr_t)done[i]->user);
+	}
+	return any;
+}
+
+static bool poll_tiers(struct fault_worker *w)
+{
+	bool any = false;
+
+	for (unsigned int t = 1; t < PE_TIERS; t++)
+		any |= poll_tier(w, t);
+	return any;
 }
 
 /*
@@ -397,6 +421,7 @@ static void load(struct fault_worker *w, struct block *b, uint64_t unit, uint64_
 				   .unit = unit,
 				   .entry = entry,
 				   .start_ns = f->start_ns,
+				   .submit_ns = clock_ns(),
 				   .buf = l->buf,
 				   .busy = true,
 				   .write = f->write};
@@ -797,10 +822,36 @@ static void await_loads(struct fault_worker *w)
 	poll(pfd, n, 1);
 }
 
+/*
+ * Waits for events, as epoll_wait() does; -1 also when loads are done. To sleep and to be woken
+ * twice for a fault costs about as much as a fast disk takes, and more where CPUs are virtual. So
+ * what should come soon is looked for first, for twice as long as loads take on average; whoever
+ * else has something to do on this CPU goes before that.
+ */
+static int await_events(struct fault_worker *w, struct epoll_event *ev)
+{
+	uint64_t now = clock_ns(), end = now;
+
+	if (!w->in_flight)
+		return epoll_wait(w->epoll_fd, ev, EVENTS, 1000);
+	if (w->load_ns <= POLL_NS && !w->t.eng->config.no_polling)
+		end += 2 * w->load_ns;
+	for (; now < end; now = clock_ns()) {
+		int n = epoll_wait(w->epoll_fd, ev, EVENTS, 0);
+
+		if (n)
+			return n;
+		if (poll_tiers(w))
+			return -1;
+		sched_yield();
+	}
+	return epoll_wait(w->epoll_fd, ev, EVENTS, 1);
+}
+
 static void *fault_main(void *arg)
 {
 	struct fault_worker *w = arg;
-	struct epoll_event ev[16];
+	struct epoll_event ev[EVENTS];
 
 	engine_thread_schedule(FAULT_NICE, FAULT_SLICE_NS);
 	w->cpu = -1;
@@ -815,8 +866,8 @@ static void *fault_main(void *arg)
 		if (w->asked && w->in_flight)
 			await_loads(w);
 		else
-			n = epoll_wait(w->epoll_fd, ev, 16, w->in_flight ? 1 : 1000);
-		pass = n <= 0;
+			n = await_events(w, ev);
+		pass = n == 0;
 		for (int i = 0; i < n; i++) {
 			if (ev[i].data.u64 == 0)
 				pass = w->asked = true;
@@ -826,8 +877,7 @@ static void *fault_main(void *arg)
 				serve(w, (struct attachment *)ev[i].data.ptr);
 		}
 		if (w->in_flight)
-			for (unsigned int t = 1; t < PE_TIERS; t++)
-				poll_tier(w, t);
+			poll_tiers(w);
 		if (n == 0 && !w->in_flight)
 			keep_to(w, -1);
 		if (pass) {
