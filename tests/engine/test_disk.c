@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* test_disk.c: a disk that answers EIO, below the real daemon. */
+/* test_disk.c: a disk that forgets what it was given, or answers EIO, below the real daemon. */
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -28,10 +28,12 @@
 #define SECTOR	    512
 #define DISK_NAME   "ebb-test-disk"
 #define TARGETS_MAX 3
+#define OVERWRITTEN 8 /* pages */
 #define PATIENCE_NS (60 * NS_PER_S)
 
 struct disk {
 	int control, loop;
+	char *memory; /* what is on it */
 	char loop_path[32], path[32];
 };
 
@@ -113,6 +115,8 @@ static bool disk_make(void)
 	if (system("modprobe -qa loop dm-mod"))
 		return false;
 	CHECK_EQ(ftruncate(fd, DISK_BYTES), 0);
+	disk.memory = mmap(NULL, DISK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(disk.memory != MAP_FAILED);
 	loops = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	disk.control = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
 	if (loops < 0 || disk.control < 0)
@@ -242,15 +246,28 @@ static int begin(struct rig *r)
 	return log;
 }
 
+/* Reads all; whose content does not come back is noted. Returns how many these are. */
+static size_t find_lost(struct rig *r, bool *lost, uint64_t generation)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < r->units; i++) {
+		lost[i] = !readable(r, i, generation);
+		n += lost[i];
+	}
+	return n;
+}
+
 /*
- * Reads fail: exactly the pages there are memory errors, for good, and told; writes fail, those of
- * content or all of them: the next tier takes it. When the disk is well again it is used again.
+ * Somebody writes to the disk, and reads fail: exactly the pages there are memory errors, for good,
+ * and told; writes fail, those of content or all of them: the next tier takes it. When the disk is
+ * well again it is used again.
  */
 static void eio(struct rig *r)
 {
 	static bool lost[MIB / 2 / KT_PAGE];
 	uint64_t generation = 1, end, good;
-	size_t n = 0;
+	size_t n;
 	int log;
 
 	if (!disk_make())
@@ -259,18 +276,16 @@ static void eio(struct rig *r)
 	evict(r, lost, generation);
 	CHECK_EQ(tier(r, "disk"), r->ram.bytes);
 
-	/* The content lies in the first segment behind the backend's own, one page after another.
-	 */
+	/* The content lies in the first segment behind the backend's own, page after page. */
+	memset(disk.memory + SEGMENT, 1, OVERWRITTEN * r->unit_bytes);
 	disk_fails(SEGMENT + MIB / 8, SEGMENT + MIB / 4);
-	for (size_t i = 0; i < r->units; i++) {
-		lost[i] = !readable(r, i, generation);
-		n += lost[i];
-	}
-	CHECK_EQ(n, MIB / 8 / r->unit_bytes);
+	n = find_lost(r, lost, generation);
+	CHECK_EQ(n, OVERWRITTEN + MIB / 8 / r->unit_bytes);
 	good = r->ram.bytes - n * r->unit_bytes;
 	rig_until(r, "pages-lost", n);
 	CHECK_EQ(rig_number(r, "pages-lost"), n);
-	CHECK_EQ(count(r, "load-errors"), n);
+	CHECK_EQ(count(r, "corrupt"), OVERWRITTEN);
+	CHECK_EQ(count(r, "load-errors"), n - OVERWRITTEN);
 	rig_event(r, "PAGE_LOST");
 	logged(log, "reads failed");
 	disk_fails(0, 0);
