@@ -50,9 +50,9 @@ class Case(unittest.TestCase):
         self.env = dict(os.environ, EBB_COMPARE_JOURNAL=self.dir.name + "/journal")
         self.addCleanup(self.dir.cleanup)
 
-    def json_of(self, *args):
+    def json_of(self, *args, out="out.json"):
         """-> (what it wrote, what it said)"""
-        out = self.dir.name + "/out.json"
+        out = self.dir.name + "/" + out
         p = self.start("--json", out, *args)
         said = p.communicate(timeout=DEADLINE)[0]
         self.assertEqual(p.returncode, 0, said)
@@ -98,6 +98,14 @@ class Runs(Case):
             page = f.read()
         self.assertIn("<svg", page)
         self.assertNotIn("http", page.replace("http-equiv", ""))
+        self.joined(result)
+
+    def joined(self, result):
+        """A run's JSON twice: two rounds of the same, whose ratios are as wide as one's."""
+        one = self.dir.name + "/out.json"
+        both, said = self.json_of("--join", one + "," + one, out="both.json")
+        self.assertEqual(len(both["measured"]), 2 * len(result["measured"]), said)
+        self.assertEqual({r["accesses_s"]["rounds"] for r in both["summary"]}, {2}, said)
 
     def test_tiers(self):
         result, said = self.json_of("--systems", "ebb-tiers", "--seconds", "0.2", "--threads", "1",
