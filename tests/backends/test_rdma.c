@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* test_rdma.c: the backend rdma and ebb-donor: what is away, wrong, full or lost. */
+/* test_rdma.c: the backend rdma and ebb-donor: what is away, wrong, full or lost.
+ * By hand: test_backend_rdma [TEST [DEATHS]]. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -616,6 +617,8 @@ static bool has_begun(const struct object *o)
 	return false;
 }
 
+static int deaths = 5;
+
 static void killed_again_and_again(void **state)
 {
 	struct object *o = mmap(NULL, OBJECTS * sizeof(*o), PROT_READ | PROT_WRITE,
@@ -625,7 +628,7 @@ static void killed_again_and_again(void **state)
 
 	donor_start(&donors, 0, 64 * MiB);
 	donor_start(&donors, 1, 64 * MiB);
-	for (int death = 0; death < 5; death++) {
+	for (int death = 0; death < deaths; death++) {
 		uint64_t seed = next_random(&random);
 		pid_t pid = fork();
 
@@ -679,5 +682,7 @@ int main(int argc, char **argv)
 	}
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
+	if (argc > 2)
+		deaths = atoi(argv[2]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,6 +35,7 @@
 
 #define WORKERS	   2
 #define BLOCKS_MAX 4
+#define LIMIT_MIN  (UINT64_C(4) << 20)
 
 struct worker {
 	pthread_t thread;
@@ -112,6 +113,9 @@ static void do_limit(struct player *o)
 {
 	uint64_t limit = o->ram_bytes / 8 * (1 + rng(&o->seed) % 8);
 
+	/* The daemon takes none below. */
+	if (limit < LIMIT_MIN)
+		limit = LIMIT_MIN;
 	if (rng(&o->seed) % 8 == 0)
 		limit = 0;
 	daemon_ask(o->d,
