@@ -314,10 +314,11 @@ class EbbCell(Cell):
 
     def counters(self):
         keys = ("faults", "zero-faults", "minor-faults", "evictions", "evictions-stored",
-                "evictions-cancelled", "faults-parked", "prefetched", "refaults", "evict-cpu-ns",
+                "evictions-cancelled", "faults-parked", "run-waits", "prefetched", "prefetch-hits",
+                "prefetch-wasted", "prefetch-trusted", "refaults", "evict-cpu-ns",
                 "scan-cpu-ns", "units-cleared")
         vms = self.query()
-        return {key: sum(vm[key] for vm in vms) for key in keys}
+        return {key: sum(vm.get(key, 0) for vm in vms) for key in keys}
 
     def helper_cpu(self):
         return thread_cpu_ns(self.daemon.pid)

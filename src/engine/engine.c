@@ -173,6 +173,9 @@ void engine_kick(struct vm *vm)
 
 	if (atomic_exchange(&vm->kicked, true))
 		return;
+	/* In this order: who has ended its work on the VM looks at the flag after that. */
+	if (atomic_load(&vm->evictors) && !reclaim_wants_more(vm))
+		return;
 	if (write(vm->eng->evict_fd, &one, sizeof(one)) < 0)
 		return; /* full: every evictor is awake */
 }
@@ -202,7 +205,7 @@ static void defaults(struct engine_config *c)
 	if (c->fault_threads > FAULT_THREADS_MAX)
 		c->fault_threads = FAULT_THREADS_MAX;
 	if (!c->evict_threads)
-		c->evict_threads = n < 4 ? 1 : n < 8 ? 2 : 4;
+		c->evict_threads = n < 2 ? 1 : n < 8 ? 2 : 4;
 	if (c->evict_threads > EVICT_THREADS_MAX)
 		c->evict_threads = EVICT_THREADS_MAX;
 	if (!c->window_ms)

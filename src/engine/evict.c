@@ -727,6 +727,7 @@ static uint64_t end(struct evict_context *c)
 	freed = finish(c, b, n);
 	if (freed && b->kind == BLOCK_HUGETLB)
 		huge_reserve_fill(b->vm);
+	reclaim_unpark(b->vm);
 	tell_policy(c, b, n);
 	return freed;
 }
@@ -773,7 +774,8 @@ uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *uni
 	most = atomic_load(&c->eng->probe) ? EVICT_BATCH : EVICT_BATCH_MAX;
 	for (unsigned int i = 0; i <= n; i++) {
 		next = i < n ? vm_block_of(vm, units[i], &unit) : NULL;
-		if (k && (next != b || k == most || b->kind != BLOCK_SHMEM)) {
+		if (k && (next != b || k == most || b->kind != BLOCK_SHMEM ||
+			  (k == EVICT_BATCH / 2 && run_wait_some(vm)))) {
 			freed += evict_batch(c, b, batch, k, &turn, &open);
 			k = 0;
 		}

@@ -687,7 +687,7 @@ again:
 			goto again;
 		break;
 	case PE_EVICTED:
-		if (park(vm, block_unit_bytes(b)))
+		if (park(vm, block_unit_bytes(b)) || run_wait_hold(vm, b->first_unit + f->unit))
 			break;
 		if (!page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING)))
 			goto again;

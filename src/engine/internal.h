@@ -276,13 +276,18 @@ int loader_bring_back(struct loader *ld, struct block *b, uint64_t unit, bool pr
 bool loader_is_over(int r);
 /*
  * Prefetches at most `most` units from `unit` on, as far as they are evicted, those of 4 KiB with
- * few calls. wait: slow tiers too, nothing else of this loader being in flight; else it is for
- * units of 4 KiB, up to the first in such a tier. Returns how many units need not be tried again,
- * at least 1; *brought: how many of them are in place now.
+ * few calls. Without RUN_WAIT it is for units of 4 KiB, up to the first in a slow tier. Returns how
+ * many units need not be tried again, at least 1; *brought: how many of them are in place now.
  */
 #define LOADER_RUN 16u /* a fault on one of them waits for all */
+enum run_how {
+	RUN_WAIT = 1 << 0,	  /* slow tiers too, nothing else of this loader being in flight */
+	RUN_TRUSTED = 1 << 1,	  /* whether they are used is not looked at (units of 4 KiB only) */
+	RUN_UNMAP_ABOVE = 1 << 2, /* unmapped, all but the first, which comes into place last */
+	RUN_UNMAP_BELOW = 1 << 3, /* the same with the last of them */
+};
 unsigned int loader_bring_back_run(struct loader *ld, struct block *b, uint64_t unit, uint64_t most,
-				   bool wait, unsigned int *brought);
+				   unsigned int how, unsigned int *brought);
 /*
  * The content is in `data` (NULL: zero) and the caller owns the unit in LOADING with `entry` from
  * before: puts it into place, leaves the state, accounts. write: the copy is stale right away.
@@ -323,10 +328,22 @@ uint64_t reclaim_target(const struct vm *vm);
 uint64_t reclaim_begin(const struct vm *vm);
 /* How far faults may go over the limit. */
 uint64_t reclaim_bound(uint64_t limit);
+/* More than one evictor may work on it. */
+bool reclaim_wants_more(const struct vm *vm);
 /* Nothing can be evicted now, so waiting for room would be in vain. */
 bool reclaim_helpless(const struct vm *vm);
 /* Wakes faults that were parked, when there is room again. */
 void reclaim_unpark(struct vm *vm);
+
+/* ---- run_wait.c: faults of a run wait for room to read ahead. Any thread. ---- */
+/* What was asked for with a fault found no room, from this unit on. */
+void run_wait_short(struct vm *vm, uint64_t vm_unit);
+/* True when a fault on this evicted unit has to wait: it is woken later, and faults again. */
+bool run_wait_hold(struct vm *vm, uint64_t vm_unit);
+/* Some wait. */
+bool run_wait_some(const struct vm *vm);
+/* Some waited, and need not any more: they are to be woken now. */
+bool run_wait_ended(struct vm *vm);
 
 /* ---- move.c: from one tier to another, in any thread ---- */
 struct mover;

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "engine/internal.h"
 #include "engine/thp.h"
+#include "sys/pagemap.h"
 
 #ifndef MADV_POPULATE_WRITE /* Linux 5.14; a C library may be older */
 #define MADV_POPULATE_WRITE 23
@@ -418,7 +419,8 @@ static unsigned int claim_run(struct block *b, uint64_t unit, struct coming *c, 
 /* Puts the contents of a run's first n units into place: with one call, if nothing is in the way.
  */
 static unsigned int place_run(struct loader *ld, struct block *b, uint64_t unit,
-			      const struct coming *c, unsigned int n, const char *data)
+			      const struct coming *c, unsigned int n, const char *data,
+			      bool trusted)
 {
 	unsigned int at_once, done;
 
@@ -426,21 +428,54 @@ static unsigned int place_run(struct loader *ld, struct block *b, uint64_t unit,
 	at_once = done = n > 1 ? unit_fill_run(b, unit, data, n) : 0;
 	FAULT_POINT(place_filled);
 	for (unsigned int i = 0; i < at_once; i++)
-		placed(ld, b, unit + i, c[i].entry, false, true);
+		placed(ld, b, unit + i, c[i].entry, false, !trusted);
 	for (unsigned int i = at_once; i < n; i++)
 		done += !loader_place(
 			ld, b, unit + i, c[i].entry,
 			is_zero(b, unit + i, c[i].entry) ? NULL : data + (i << b->unit_shift),
-			false, true);
+			false, !trusted);
 	return done;
 }
 
+/* Places those of the units [from, to) of a run that were read; returns how many. */
+static unsigned int place_read(struct loader *ld, struct block *b, uint64_t unit,
+			       const struct coming *c, unsigned int from, unsigned int to,
+			       bool trusted)
+{
+	const char *data = ld->buffers;
+	unsigned int brought = 0, len;
+
+	for (unsigned int i = from; i < to; i += len) {
+		len = 1;
+		if (c[i].result) {
+			not_read(ld, b, unit + i, c[i].entry, c[i].result);
+			continue;
+		}
+		while (i + len < to && !c[i + len].result)
+			len++;
+		brought += place_run(ld, b, unit + i, c + i, len, data + (i << b->unit_shift),
+				     trusted);
+	}
+	return brought;
+}
+
+static void unmap(struct block *b, uint64_t unit, uint64_t units)
+{
+	struct mapping *m = atomic_load(&b->mappings[0]);
+	struct iovec v = {.iov_len = units << b->unit_shift};
+
+	if (!m)
+		return;
+	v.iov_base = (void *)(uintptr_t)mapping_addr(m, unit);
+	pageout_zap(m->att->pidfd, &v, 1);
+}
+
 unsigned int loader_bring_back_run(struct loader *ld, struct block *b, uint64_t unit, uint64_t most,
-				   bool wait, unsigned int *brought)
+				   unsigned int how, unsigned int *brought)
 {
 	struct coming c[LOADER_RUN];
-	char *data = ld->buffers;
-	unsigned int n, len;
+	bool wait = how & RUN_WAIT, trusted = how & RUN_TRUSTED;
+	unsigned int n, from = 0, to;
 
 	*brought = 0;
 	if (wait && (b->kind != BLOCK_SHMEM || most == 1)) {
@@ -451,16 +486,18 @@ unsigned int loader_bring_back_run(struct loader *ld, struct block *b, uint64_t 
 	if (!n)
 		return 1;
 	FAULT_POINT(fetch_owned);
-	read_units(ld, b, unit, c, n, data, EBB_IO_PREFETCH);
-	for (unsigned int i = 0; i < n; i += len) {
-		len = 1;
-		if (c[i].result) {
-			not_read(ld, b, unit + i, c[i].entry, c[i].result);
-			continue;
-		}
-		while (i + len < n && !c[i + len].result)
-			len++;
-		*brought += place_run(ld, b, unit + i, c + i, len, data + (i << b->unit_shift));
-	}
+	read_units(ld, b, unit, c, n, ld->buffers, EBB_IO_PREFETCH);
+	to = n;
+	/*
+	 * Who follows a fault closely is let into the run only when all of it is unmapped: what it
+	 * touched before would look unused for ever.
+	 */
+	from += (how & RUN_UNMAP_ABOVE) != 0;
+	to -= (how & RUN_UNMAP_BELOW) != 0;
+	*brought = place_read(ld, b, unit, c, from, to, trusted);
+	if (*brought && (from || to < n))
+		unmap(b, unit + from, to - from);
+	*brought += place_read(ld, b, unit, c, 0, from, true);
+	*brought += place_read(ld, b, unit, c, to, n, true);
 	return n;
 }

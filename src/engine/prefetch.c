@@ -29,8 +29,10 @@
 #define ZAP_BATCH	64u
 #define BULK_SLICE	64u /* units of the bulk queue before the rings are looked at again */
 #define IDLE_MS		1000
-#define SHARE		4		 /* see room() */
-#define SHARE_BESIDE	8		 /* what follows a fault at once is as good as asked for */
+#define SHARE		4  /* see room() */
+#define SHARE_BESIDE	8  /* what follows a fault at once is as good as asked for */
+#define TRUST_UNITS	64 /* outcomes between two verdicts */
+#define TRUST_LOOK	8
 #define ROOM_NS		(10 * NS_PER_MS) /* what has waited for room so long comes too late */
 
 struct prefetcher {
@@ -151,6 +153,26 @@ static bool stays_mapped(const struct block *b, bool bulk)
 	return bulk || !vm_has_tracker(b->vm) || b->kind == BLOCK_HUGETLB;
 }
 
+/*
+ * Unmapping what was brought, and its first use then, cost about as much as bringing it. Where
+ * nearly all that was looked at has been used, one run in TRUST_LOOK still is, and the others stay
+ * mapped and nobody looks.
+ */
+static bool trusts(struct vm *vm)
+{
+	struct trust *t = &vm->trust;
+	uint64_t hits = atomic_load(&vm->counter[COUNTER_prefetch_hits]);
+	uint64_t wasted = atomic_load(&vm->counter[COUNTER_prefetch_wasted]);
+	uint64_t used = hits - atomic_load(&t->hits), unused = wasted - atomic_load(&t->wasted);
+
+	if (used + unused >= TRUST_UNITS) {
+		atomic_store(&t->given, unused * 16 < used);
+		atomic_store(&t->hits, hits);
+		atomic_store(&t->wasted, wasted);
+	}
+	return atomic_load(&t->given) && atomic_fetch_add(&t->runs, 1) % TRUST_LOOK;
+}
+
 static void to_unmap(struct brought *got, struct block *b, uint64_t unit, uint64_t units)
 {
 	struct mapping *m = atomic_load(&b->mappings[0]);
@@ -188,6 +210,7 @@ static void fetch(struct loader *ld, struct vm *vm, struct ebb_range *range, boo
 	while (range->count) {
 		struct block *at = vm_block_of(vm, range->first, &unit);
 		unsigned int brought;
+		bool trusted;
 
 		if (!at || atomic_load(&vm->dead)) {
 			range->count = 0;
@@ -202,42 +225,59 @@ static void fetch(struct loader *ld, struct vm *vm, struct ebb_range *range, boo
 			most = range->count;
 		if (most > at->units - unit)
 			most = at->units - unit;
-		n = loader_bring_back_run(ld, at, unit, most, true, &brought);
+		trusted = !bulk && most > 1 && at->kind == BLOCK_SHMEM && trusts(vm);
+		n = loader_bring_back_run(ld, at, unit, most,
+					  RUN_WAIT | (trusted ? RUN_TRUSTED : 0), &brought);
 		vm_add(vm, COUNTER_prefetched, brought);
-		if (brought && !stays_mapped(at, bulk))
+		if (trusted)
+			vm_add(vm, COUNTER_prefetch_trusted, brought);
+		else if (brought && !stays_mapped(at, bulk))
 			to_unmap(got, at, unit, n);
 		range->first += n;
 		range->count -= n;
 	}
 }
 
-/* Brings what lies next to a fault's unit now, without waiting for a slow tier; off the range. */
-static void fetch_beside(struct loader *ld, struct block *b, uint64_t unit, struct ebb_range *range)
+/*
+ * Brings what lies next to a fault's unit now, without waiting for a slow tier; off the range.
+ * False when there was less room than a run takes: the fault after these waits for it.
+ */
+static bool fetch_beside(struct loader *ld, struct block *b, uint64_t unit, struct ebb_range *range)
 {
 	uint64_t fault = b->first_unit + unit, n = room(b->vm, SHARE_BESIDE) >> b->unit_shift;
 	bool below = range->first + range->count == fault, above = range->first == fault + 1;
 	uint64_t most = below ? unit : b->units - unit - 1, done;
-	struct brought got = {.n = 0};
-	unsigned int brought;
+	unsigned int brought, how = 0;
+	bool enough;
 
+	if (b->kind != BLOCK_SHMEM || !(below || above))
+		return true;
 	if (most > LOADER_RUN)
 		most = LOADER_RUN;
 	if (most > range->count)
 		most = range->count;
-	if (n > most)
-		n = most;
-	if (b->kind != BLOCK_SHMEM || !(below || above) || !n)
-		return;
-	unit = below ? unit - n : unit + 1;
-	done = loader_bring_back_run(ld, b, unit, n, false, &brought);
+	enough = n >= most;
+	if (!enough) {
+		run_wait_short(b->vm, below ? fault - n - 1 : fault + n + 1);
+		if (!n)
+			return false;
+		most = n;
+	}
+	if (trusts(b->vm))
+		how = RUN_TRUSTED;
+	else if (!stays_mapped(b, false))
+		how = above ? RUN_UNMAP_ABOVE : RUN_UNMAP_BELOW;
+	done = loader_bring_back_run(ld, b, below ? unit - most : unit + 1, most, how, &brought);
 	vm_add(b->vm, COUNTER_prefetched, brought);
-	if (brought && !stays_mapped(b, false))
-		to_unmap(&got, b, unit, done);
-	unmap_brought(&got);
+	if (how == RUN_TRUSTED)
+		vm_add(b->vm, COUNTER_prefetch_trusted, brought);
+	else if (how && brought)
+		vm_add(b->vm, COUNTER_prefetch_trusted, 1);
 	if (above)
 		range->first += done;
-	if (above || done == n)
+	if (above || done == most)
 		range->count -= done;
+	return enough;
 }
 
 void prefetch_asked(struct loader *ld, struct block *b, uint64_t unit, struct ebb_range *asks,
@@ -246,8 +286,8 @@ void prefetch_asked(struct loader *ld, struct block *b, uint64_t unit, struct eb
 	struct vm *vm = b->vm;
 	bool left = false;
 
-	if (n)
-		fetch_beside(ld, b, unit, &asks[0]);
+	if (n && !fetch_beside(ld, b, unit, &asks[0]))
+		return;
 	for (uint32_t i = 0; i < n; i++)
 		if (asks[i].count)
 			left |= ring_push(&vm->prefetch_ring, &asks[i]);

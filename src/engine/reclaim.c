@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* reclaim.c: when and how much to take from each VM, and the threads that do it. */
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "engine/internal.h"
 #include "sys/uffd.h"
@@ -39,6 +40,7 @@
 struct evictor {
 	struct engine_thread t;
 	struct evict_context *context;
+	int epoll_fd;
 };
 
 static uint64_t headroom(uint64_t limit)
@@ -91,8 +93,8 @@ void reclaim_unpark(struct vm *vm)
 
 	if (!atomic_load(&vm->parked))
 		return;
-	if (limit && (uint64_t)atomic_load(&vm->resident) > limit && !reclaim_helpless(vm) &&
-	    !atomic_load(&vm->restoring))
+	if (limit && !reclaim_helpless(vm) && !atomic_load(&vm->restoring) && !run_wait_ended(vm) &&
+	    ((uint64_t)atomic_load(&vm->resident) > limit || run_wait_some(vm)))
 		return;
 	if (!atomic_exchange(&vm->parked, false))
 		return;
@@ -333,13 +335,17 @@ bool reclaim_round(struct evict_context *c, struct vm *vm)
 	return freed || (urgent && atomic_load(&vm->reclaim_dry) < DRY_ROUNDS);
 }
 
+bool reclaim_wants_more(const struct vm *vm)
+{
+	uint64_t limit = atomic_load(&vm->limit_bytes);
+
+	return (limit && (uint64_t)atomic_load(&vm->resident) > limit) || run_wait_some(vm);
+}
+
 /* May one more evictor work on this VM? */
 static bool enter(struct vm *vm)
 {
-	unsigned int at_work = atomic_fetch_add(&vm->evictors, 1);
-	uint64_t limit = atomic_load(&vm->limit_bytes);
-
-	if (!at_work || (limit && (uint64_t)atomic_load(&vm->resident) > limit))
+	if (!atomic_fetch_add(&vm->evictors, 1) || reclaim_wants_more(vm))
 		return true;
 	atomic_fetch_sub(&vm->evictors, 1);
 	return false;
@@ -365,14 +371,17 @@ static void work_on(struct evictor *e, struct vm *vm)
 
 	if (!atomic_exchange(&vm->kicked, false))
 		return;
-	if (!enter(vm))
+	if (!enter(vm)) {
+		engine_kick(vm); /* for who is at work on it, to look again */
 		return;
+	}
 	for (int i = 0; i < ROUNDS && more && !atomic_load(&e->t.eng->stop) &&
 			!atomic_load(&e->t.eng->pause.background);
 	     i++)
 		more = reclaim_round(e->context, vm) && !can_wait(vm);
 	atomic_fetch_sub(&vm->evictors, 1);
-	if (more)
+	/* Whoever kicked meanwhile has woken nobody. */
+	if (atomic_exchange(&vm->kicked, false) || more)
 		engine_kick(vm);
 }
 
@@ -384,15 +393,14 @@ static void *evictor_main(void *arg)
 
 	engine_thread_schedule(EVICT_NICE, EVICT_SLICE_NS);
 	while (vms && !atomic_load(&eng->stop)) {
-		struct pollfd pfd[2] = {{.fd = eng->evict_fd, .events = POLLIN},
-					{.fd = e->t.wake_fd, .events = POLLIN}};
+		struct epoll_event ev;
 		unsigned int n;
 		uint64_t token;
 
 		evict_context_refresh(e->context);
 		if (engine_thread_pass(&e->t))
 			continue;
-		poll(pfd, 2, 1000);
+		epoll_wait(e->epoll_fd, &ev, 1, 1000);
 		if (read(eng->evict_fd, &token, sizeof(token)) < 0 && errno != EAGAIN)
 			break;
 		n = engine_vms_get(eng, vms, ENGINE_VMS_MAX);
@@ -405,6 +413,19 @@ static void *evictor_main(void *arg)
 	return NULL;
 }
 
+/* One kick wakes one of those that sleep. */
+static int watch_kicks(struct evictor *e, struct engine *eng)
+{
+	struct epoll_event kicks = {.events = EPOLLIN | EPOLLEXCLUSIVE};
+	struct epoll_event wake = {.events = EPOLLIN};
+
+	e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (e->epoll_fd < 0 || epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, eng->evict_fd, &kicks) ||
+	    epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, e->t.wake_fd, &wake))
+		return -errno;
+	return 0;
+}
+
 int evictor_new(struct engine *eng, unsigned int index, struct evictor **out)
 {
 	struct evictor *e = calloc(1, sizeof(*e));
@@ -412,7 +433,10 @@ int evictor_new(struct engine *eng, unsigned int index, struct evictor **out)
 
 	if (!e)
 		return -ENOMEM;
+	e->epoll_fd = -1;
 	r = engine_thread_init(eng, &e->t);
+	if (!r)
+		r = watch_kicks(e, eng);
 	if (!r)
 		r = evict_context_new(eng, index, &e->context);
 	if (!r)
@@ -431,5 +455,7 @@ void evictor_free(struct evictor *e)
 		return;
 	engine_thread_end(&e->t);
 	evict_context_free(e->context);
+	if (e->epoll_fd >= 0)
+		close(e->epoll_fd);
 	free(e);
 }

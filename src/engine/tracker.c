@@ -244,7 +244,8 @@ static void note_uses(struct block *b, uint64_t unit, uint64_t count, bool apart
 
 	if (atomic_load(&vm->counter[COUNTER_prefetched]) <=
 	    atomic_load(&vm->counter[COUNTER_prefetch_hits]) +
-		    atomic_load(&vm->counter[COUNTER_prefetch_wasted]))
+		    atomic_load(&vm->counter[COUNTER_prefetch_wasted]) +
+		    atomic_load(&vm->counter[COUNTER_prefetch_trusted]))
 		return;
 	for (uint64_t i = 0; i < count; i++) {
 		uint64_t at = i % CHUNK, e = page_table_get(&b->table, unit + i);

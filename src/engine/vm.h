@@ -197,6 +197,24 @@ struct window_pace {
 	uint64_t minor_ns; /* as counted then */
 };
 
+/* How far what is read ahead gets used; see prefetch.c. Advice: threads may meet here. */
+struct trust {
+	_Atomic uint64_t hits, wasted; /* the counters as they were at the last verdict */
+	_Atomic bool given;
+	_Atomic uint32_t runs;
+};
+
+#define RUN_WAITS 8u
+
+/* Runs that found no room to read ahead; see run_wait.c. */
+struct run_wait {
+	_Atomic uint64_t next[RUN_WAITS]; /* the units that their next faults will be on */
+	_Atomic uint64_t hand;
+	_Atomic uint64_t since_ns;	/* when the first of those that wait began to; 0: none */
+	_Atomic int64_t from_bytes;	/* what was resident then */
+	_Atomic uint64_t not_before_ns; /* no waiting until then */
+};
+
 struct vm {
 	struct engine *eng;
 	struct vm *next;
@@ -283,9 +301,11 @@ struct vm {
 	struct vm_policy reclaim, prefetch;
 	_Atomic bool reclaim_wants_faults;
 	struct prefetch_ring prefetch_ring, collapse_ring, zap_ring;
+	struct run_wait run_wait;
 	struct bulk_queue bulk;
 	struct ebb_range ahead;	 /* what is left of one from prefetch_ring; the prefetcher's own */
 	uint64_t ahead_waits_ns; /* since when there has been no room for it; 0: there is */
+	struct trust trust;
 	_Atomic bool prefetch_waits;	  /* an evictor that has made room wakes the prefetcher */
 	_Atomic(struct vm_trace *) trace; /* a recording under way; set and cleared by its job */
 	pthread_mutex_t op_lock;	  /* guards: */
