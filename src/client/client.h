@@ -80,7 +80,8 @@ struct zap {
 	enum zap_state state;
 	uint64_t id; /* 0: whoever asked is gone */
 	int result;
-	bool started; /* the thread; the helper's own */
+	bool started; /* the thread; set before the helper starts */
+	pthread_cond_t wanted;
 	unsigned int n;
 	struct zap_range {
 		uint64_t addr, bytes;

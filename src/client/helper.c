@@ -131,6 +131,7 @@ void helper_start(struct client *c)
 		pthread_attr_setstacksize(&attr, STACK_BYTES);
 		/* The new thread inherits the mask: no signal of the VMM's ends up in it. */
 		pthread_sigmask(SIG_SETMASK, &all, &old);
+		zap_start(c);
 		if (!pthread_create(&c->helper, &attr, helper_main, c))
 			atomic_store_explicit(&c->started, true, memory_order_release);
 		else

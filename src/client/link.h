@@ -118,7 +118,10 @@ int serve_answer(struct client *c, uint64_t id, int result);
 
 /* ---- zap.c: dropping page-table entries for the daemon ---- */
 
-/* Begins the request in `line`. Its answer is sent by zap_finish(). 0, -EINVAL or -EBUSY. */
+/* Makes the thread for it; before the helper's, by the same thread. */
+void zap_start(struct client *c);
+/* Begins the request in `line`. Its answer is sent by zap_finish(). 0, -EINVAL, -EBUSY,
+ * -ENOMEM: there is no thread. */
 int zap_begin(struct client *c, struct json_span line, uint64_t id);
 /* Sends the answer of a request that is through. 0 or -errno. */
 int zap_finish(struct client *c);

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include "client/link.h"
 #include "client/real.h"
@@ -14,6 +15,13 @@
  * helper has to look for that next one, so the call is made in a thread of its own, one request at
  * a time. While a range is being zapped its region is marked, and unmapping waits for that: what
  * is mapped in its place might not be shared memory, and would lose its content.
+ */
+
+/*
+ * That thread is made by the VMM's thread that makes the helper, not by the helper at the first
+ * request: making a thread allocates, and an allocator may keep its heap in the very RAM that is
+ * managed. Giving memory back it would then have the helper wait for an answer that only the helper
+ * can take, while whoever allocates waits for it.
  */
 
 #define STACK_BYTES (64 << 10)
@@ -57,12 +65,13 @@ static void *zap_main(void *arg)
 	struct client *c = arg;
 	struct zap *z = &c->zap;
 
+	prctl(PR_SET_NAME, "ebb-attach-zap");
 	for (;;) {
 		int r = 0;
 
 		pthread_mutex_lock(&c->lock);
 		while (z->state != ZAP_WANTED)
-			client_wait(c, 0);
+			pthread_cond_wait(&z->wanted, &c->lock);
 		pthread_mutex_unlock(&c->lock);
 		for (unsigned int i = 0; i < z->n && !r; i++)
 			r = zap_one(c, &z->ranges[i]);
@@ -95,37 +104,32 @@ static int read_ranges(struct json_span line, struct zap *z)
 	return 0;
 }
 
-static int start_thread(struct client *c)
+void zap_start(struct client *c)
 {
 	pthread_attr_t attr;
 	pthread_t thread;
-	int r;
 
-	if (c->zap.started)
-		return 0;
-	/* The helper's signal mask, all blocked, is inherited. */
+	pthread_cond_init(&c->zap.wanted, NULL);
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setstacksize(&attr, STACK_BYTES);
-	r = -pthread_create(&thread, &attr, zap_main, c);
+	c->zap.started = !pthread_create(&thread, &attr, zap_main, c);
 	pthread_attr_destroy(&attr);
-	c->zap.started = !r;
-	return r;
 }
 
 int zap_begin(struct client *c, struct json_span line, uint64_t id)
 {
 	struct zap *z = &c->zap;
-	int r = start_thread(c);
+	int r;
 
-	if (r)
-		return r;
+	if (!z->started)
+		return -ENOMEM;
 	pthread_mutex_lock(&c->lock);
 	r = z->state == ZAP_IDLE ? read_ranges(line, z) : -EBUSY;
 	if (!r) {
 		z->id = id;
 		z->state = ZAP_WANTED;
-		pthread_cond_broadcast(&c->changed);
+		pthread_cond_signal(&z->wanted);
 	}
 	pthread_mutex_unlock(&c->lock);
 	return r;

@@ -293,6 +293,8 @@ class PreloadTest(unittest.TestCase):
         self.assertFalse(page_present(g.p.pid, r.addr))
         self.assertEqual(g("read", 0, 0), "33")
         self.assertTrue(page_present(g.p.pid, r.addr))
+        # Of whatever serves it, nothing may come into the VMM's allocator.
+        self.assertEqual(g("allocs"), "0")
 
     def test_27_zap_outside_of_regions_is_refused(self):
         g, vm, r = self.attached()
