@@ -26,7 +26,7 @@ struct config {
 	struct config_list plugin_dirs;
 	uint64_t fault_threads, evict_threads, window_ms, quarantine_ms, host_budget;
 	uint64_t log_level;
-	bool poll_loads, allow_quarantine, folio_probe, lock_memory;
+	bool poll_loads, thp_kept_whole, allow_quarantine, folio_probe, lock_memory;
 	/* What the sections [backend], [policy] and [vm] say, as control/settings.h has it. */
 	json_t *settings;
 };

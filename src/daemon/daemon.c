@@ -169,6 +169,7 @@ int daemon_make_engine(struct daemon *d, bool held, struct error *e)
 		.window_ms = (uint32_t)c->window_ms,
 		.quarantine_ms = (uint32_t)c->quarantine_ms,
 		.allow_quarantine = c->allow_quarantine,
+		.thp_kept_whole = c->thp_kept_whole,
 		.no_probe = !c->folio_probe,
 		.lock_memory = c->lock_memory,
 		.host_budget_bytes = c->host_budget,

@@ -227,24 +227,23 @@ static int block_new(struct vm *vm, const struct attach_region *reg, const struc
 	pthread_mutex_init(&b->pin_lock, NULL);
 	b->vm = vm;
 	snprintf(b->id, sizeof(b->id), "%s", reg->id);
-	b->kind = info->page_bytes != 4096	 ? BLOCK_HUGETLB
-		  : thp_suits(vm->eng, reg, pid) ? BLOCK_THP
-						 : BLOCK_SHMEM;
+	b->kind = info->page_bytes != 4096	   ? BLOCK_HUGETLB
+		  : !thp_suits(vm->eng, reg, pid)  ? BLOCK_SHMEM
+		  : vm->eng->config.thp_kept_whole ? BLOCK_THP
+						   : BLOCK_MIXED;
 	b->minor = minor_wanted(vm->eng, b, info);
 	b->dev = info->dev;
 	b->ino = info->ino;
 	b->memfd_offset = reg->memfd_offset;
 	b->bytes = reg->size;
 	b->guest_addr = reg->guest_addr;
-	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
-	if (b->kind != BLOCK_SHMEM)
+	b->unit_shift = block_is_small(b) ? 12 : 21;
+	if (!block_is_small(b))
 		fault_expect_huge(vm->eng);
 	b->units = reg->size >> b->unit_shift;
 	b->first_unit = (atomic_load(&vm->units) + 63) / 64 * 64;
-	if (b->kind == BLOCK_THP)
-		b->split = calloc((b->units + 63) / 64, sizeof(*b->split));
 	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);
-	if (b->kind == BLOCK_THP && !b->split) {
+	if (thp_block_init(b)) {
 		r = error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 		goto fail;
 	}
@@ -281,7 +280,8 @@ static int block_adopt(struct vm *vm, const struct attach_region *reg,
 		if (strncmp(vm->stores[i].name, rb->table, STORE_NAME_MAX) == 0)
 			table = &vm->stores[i];
 	if (rb->dev != info->dev || rb->ino != info->ino || rb->memfd_offset != reg->memfd_offset ||
-	    rb->bytes != reg->size || rb->kind > BLOCK_HUGETLB ||
+	    rb->bytes != reg->size || rb->kind > BLOCK_MIXED ||
+	    (rb->kind == BLOCK_MIXED && reg->size % EXTENT_BYTES) ||
 	    (rb->kind == BLOCK_HUGETLB) != (info->page_bytes != 4096))
 		return error_set(e, EINVAL, ERROR_ARGUMENT,
 				 "region %s is not the one that the record tells of", reg->id);
@@ -299,15 +299,13 @@ static int block_adopt(struct vm *vm, const struct attach_region *reg,
 	b->memfd_offset = reg->memfd_offset;
 	b->bytes = reg->size;
 	b->guest_addr = reg->guest_addr;
-	b->unit_shift = b->kind == BLOCK_SHMEM ? 12 : 21;
-	if (b->kind != BLOCK_SHMEM)
+	b->unit_shift = block_is_small(b) ? 12 : 21;
+	if (!block_is_small(b))
 		fault_expect_huge(vm->eng);
 	b->units = reg->size >> b->unit_shift;
 	b->first_unit = rb->first_unit;
 	b->memfd = fcntl(reg->memfd, F_DUPFD_CLOEXEC, 0);
-	if (b->kind == BLOCK_THP)
-		b->split = calloc((b->units + 63) / 64, sizeof(*b->split));
-	if (b->kind == BLOCK_THP && !b->split) {
+	if (thp_block_init(b)) {
 		block_free(b);
 		return error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	}
@@ -339,8 +337,13 @@ static int register_as(struct mapping *m, bool minor)
 {
 	uint64_t modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
 
-	if (m->block->kind == BLOCK_THP)
-		modes = UFFDIO_REGISTER_MODE_MISSING; /* see thp.c */
+	/* See thp.c. Of mixed ones only the primary's is registered by extents. */
+	if (m->block->kind == BLOCK_THP ||
+	    (m->block->kind == BLOCK_MIXED && !atomic_load(&m->block->mappings[0]) &&
+	     atomic_load(&m->block->splits) < block_extents(m->block)))
+		modes = UFFDIO_REGISTER_MODE_MISSING;
+	else if (m->block->kind == BLOCK_MIXED)
+		minor = true;
 	if (minor)
 		modes |= UFFDIO_REGISTER_MODE_MINOR;
 	return uffd_register(m->att->uffd, m->host_addr, m->units << m->block->unit_shift, modes);
@@ -512,7 +515,7 @@ static bool thp_mapped_twice(struct vm *vm)
 	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
 
-		if (!b || b->kind != BLOCK_THP || atomic_load(&b->gone))
+		if (!b || !b->split || atomic_load(&b->gone))
 			continue;
 		for (unsigned int k = 1; k < BLOCK_MAPPINGS_MAX; k++)
 			if (atomic_load(&b->mappings[k]))
@@ -537,6 +540,10 @@ int attachment_adopt_block(struct attachment *att, const struct attach_region *r
 		r = block_adopt(vm, reg, &info, rb, &b, e);
 	if (r)
 		return r;
+	/* Nobody knows any more which of its extents are registered for what: all for everything.
+	 */
+	if (b->kind == BLOCK_MIXED)
+		thp_set_all_split(b);
 	m = mapping_new(att, b, reg->host_addr, 0, b->units);
 	r = m ? register_mapping(m, e) : error_set(e, ENOMEM, ERROR_GENERIC, "out of memory");
 	if (r) {

@@ -80,6 +80,7 @@ struct engine_config {
 	uint32_t quarantine_ms;	    /* how long a page stays protected without the probe */
 	bool allow_quarantine;	    /* evict without the folio probe (operator's choice) */
 	bool no_probe;		    /* do not try to load the folio probe */
+	bool thp_kept_whole;	    /* transparent huge pages are never split */
 	bool lock_memory;	    /* mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) */
 	uint64_t host_budget_bytes; /* 0: none */
 	struct crashes *crashes; /* plugins that daemons before crashed in; borrowed, NULL: none */

@@ -7,6 +7,7 @@
 
 #include "base/fault_point.h"
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/memfd.h"
 #include "sys/pagemap.h"
 
@@ -774,14 +775,28 @@ uint64_t evict_units(struct evict_context *c, struct vm *vm, const uint64_t *uni
 	most = atomic_load(&c->eng->probe) ? EVICT_BATCH : EVICT_BATCH_MAX;
 	for (unsigned int i = 0; i <= n; i++) {
 		next = i < n ? vm_block_of(vm, units[i], &unit) : NULL;
-		if (k && (next != b || k == most || b->kind != BLOCK_SHMEM ||
+		if (k && (next != b || k == most || !block_is_small(b) ||
 			  (k == EVICT_BATCH / 2 && run_wait_some(vm)))) {
 			freed += evict_batch(c, b, batch, k, &turn, &open);
 			k = 0;
 		}
 		b = next;
-		if (b && !atomic_load(&b->gone))
+		if (!b || atomic_load(&b->gone))
+			continue;
+		if (b->kind != BLOCK_MIXED || thp_is_split(b, unit)) {
 			batch[k++] = unit;
+			continue;
+		}
+		if (k)
+			freed += evict_batch(c, b, batch, k, &turn, &open);
+		/* What was seen of its use holds for all of it, see thp.c. */
+		for (uint64_t at = unit - unit % EXTENT_UNITS, end = at + EXTENT_UNITS; at < end;
+		     at += k) {
+			for (k = 0; k < most && at + k < end; k++)
+				batch[k] = at + k;
+			freed += evict_batch(c, b, batch, k, &turn, &open);
+		}
+		k = 0;
 	}
 	if (open) {
 		c->at = &c->batches[(turn + EVICT_DEPTH - 1) % EVICT_DEPTH];

@@ -539,7 +539,7 @@ static uint64_t map_run(struct block *b, struct mapping *m, uint64_t unit, uint6
 static void map_around(struct block *b, const struct wanted *f)
 {
 	struct mapping *m = f->mapping;
-	uint64_t reach = b->kind == BLOCK_SHMEM ? minor_reach(b->vm, f->start_ns) : 1;
+	uint64_t reach = block_is_small(b) ? minor_reach(b->vm, f->start_ns) : 1;
 	uint64_t first = f->unit & ~(reach - 1), end = first + reach, mapped = 1, n;
 	uint64_t present[MINOR_REACH_MAX / 64];
 
@@ -619,6 +619,65 @@ static void on_present(struct fault_worker *w, struct block *b, uint64_t e, cons
 	place(w, b, f->unit, page_entry_bare(PE_NONE), NULL, f->write, f->start_ns, f->thread);
 }
 
+/* Leaves what own_untouched() has come to: what is in place becomes RESIDENT. */
+static void leave_touched(struct block *b, uint64_t first, uint64_t owned, uint64_t placed)
+{
+	for (uint64_t i = 0; i < owned; i++) {
+		uint64_t to = page_entry_bare(i < placed ? unit_settled(b, first + i) : PE_NONE);
+
+		if (page_table_leave(&b->table, first + i, to))
+			unit_wake(b, first + i);
+	}
+}
+
+/* Owns units that nobody has touched, up to the first that is another; how many. */
+static uint64_t own_untouched(struct block *b, uint64_t first, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++) {
+		uint64_t none = page_entry_bare(PE_NONE);
+
+		if (!page_table_cas(&b->table, first + i, &none, page_entry_bare(PE_LOADING)))
+			return i;
+	}
+	return n;
+}
+
+/*
+ * The first touch of an extent that may be huge: where there is room, all of it is made at once,
+ * and one huge page later, as the kernel would do. False: the unit alone is to be made.
+ */
+static bool touch_extent(struct fault_worker *w, struct block *b, const struct wanted *f)
+{
+	struct vm *vm = b->vm;
+	uint64_t first = f->unit - f->unit % EXTENT_UNITS, owned, placed = 0;
+	int64_t r;
+
+	if (b->kind != BLOCK_MIXED || thp_is_split(b, f->unit) || atomic_load(&b->n_mappings) > 1 ||
+	    (uint64_t)atomic_load(&vm->resident) + EXTENT_BYTES > reclaim_target(vm))
+		return false;
+	for (uint64_t i = 0; i < EXTENT_UNITS; i++)
+		if (page_table_get(&b->table, first + i) != page_entry_bare(PE_NONE))
+			return false;
+	owned = own_untouched(b, first, EXTENT_UNITS);
+	FAULT_POINT(touch_owned);
+	if (owned == EXTENT_UNITS) {
+		/* A page that we never saw is in the way: it stays, and each is looked at alone. */
+		r = uffd_copy(f->mapping->att->uffd, mapping_addr(f->mapping, first),
+			      vm->eng->zeroes, EXTENT_BYTES, 0);
+		placed = r > 0 ? (uint64_t)r >> b->unit_shift : 0;
+	}
+	atomic_fetch_add(&vm->resident, (int64_t)(placed << b->unit_shift));
+	leave_touched(b, first, owned, placed);
+	if (placed == EXTENT_UNITS)
+		collapse_push(vm, b->first_unit + first);
+	if (f->unit - first >= placed)
+		return false;
+	vm_count(vm, COUNTER_zero_faults);
+	check_limit(vm);
+	resolved(w, b, f->unit, f->start_ns, f->write, EBB_FAULT_ZERO, f->thread);
+	return true;
+}
+
 static void on_none(struct fault_worker *w, struct block *b, uint64_t e, const struct wanted *f)
 {
 	struct vm *vm = b->vm;
@@ -631,7 +690,7 @@ static void on_none(struct fault_worker *w, struct block *b, uint64_t e, const s
 		on_present(w, b, page_table_get(&b->table, f->unit), f);
 		return;
 	}
-	if (park(vm, block_unit_bytes(b)))
+	if (park(vm, block_unit_bytes(b)) || touch_extent(w, b, f))
 		return;
 	if (page_table_cas(&b->table, f->unit, &e, page_entry_in(e, PE_LOADING))) {
 		FAULT_POINT(touch_owned);

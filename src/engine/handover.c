@@ -313,7 +313,7 @@ static json_t *export_block(struct block *b, struct parcel *out)
 		      (json_int_t)b->first_unit, "table", b->table_name, "pins", pins);
 	json_object_set_new(j, "guest-addr", integer(b->guest_addr));
 	if (b->split)
-		json_object_set_new(j, "split", words(b->split, (b->units + 63) / 64));
+		json_object_set_new(j, "split", words(b->split, (block_extents(b) + 63) / 64));
 	return j;
 }
 
@@ -540,9 +540,9 @@ static int import_split(struct block *b, const json_t *split)
 	json_t *item;
 	size_t i;
 
-	if (b->kind != BLOCK_THP)
+	if (!b->split)
 		return 0;
-	if (json_array_size(split) != (b->units + 63) / 64)
+	if (json_array_size(split) != (block_extents(b) + 63) / 64)
 		return -EUCLEAN;
 	json_array_foreach(split, i, item) {
 		uint64_t w = (uint64_t)json_integer_value(item);

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/mappings.h"
 #include "sys/procinfo.h"
 
@@ -203,6 +204,7 @@ static void rounds(struct keeper *k, struct vm *vm)
 		check_pins(vm);
 	}
 	tracker_window(vm);
+	thp_look(vm);
 	if (k->ticks % FOREIGN_TICKS == 0)
 		keeper_check_foreign(vm);
 }

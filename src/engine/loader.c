@@ -478,7 +478,7 @@ unsigned int loader_bring_back_run(struct loader *ld, struct block *b, uint64_t 
 	unsigned int n, from = 0, to;
 
 	*brought = 0;
-	if (wait && (b->kind != BLOCK_SHMEM || most == 1)) {
+	if (wait && (!block_is_small(b) || most == 1)) {
 		*brought = loader_bring_back(ld, b, unit, true) == 0;
 		return 1;
 	}

@@ -250,7 +250,7 @@ static bool fetch_beside(struct loader *ld, struct block *b, uint64_t unit, stru
 	unsigned int brought, how = 0;
 	bool enough;
 
-	if (b->kind != BLOCK_SHMEM || !(below || above))
+	if (!block_is_small(b) || !(below || above))
 		return true;
 	if (most > LOADER_RUN)
 		most = LOADER_RUN;
@@ -301,8 +301,12 @@ static void collapse(struct vm *vm, uint64_t vm_unit)
 	uint64_t unit;
 	struct block *b = vm_block_of(vm, vm_unit, &unit);
 
-	if (b && b->kind == BLOCK_THP && !atomic_load(&b->gone))
+	if (!b || atomic_load(&b->gone))
+		return;
+	if (b->kind == BLOCK_THP)
 		thp_collapse(b, unit);
+	else if (b->kind == BLOCK_MIXED)
+		thp_merge(b, unit);
 }
 
 static bool goes_on(struct vm *vm)

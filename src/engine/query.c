@@ -44,7 +44,7 @@ static void fill_tiers(struct vm *vm, struct vm_info *out)
 
 static void fill_blocks(struct vm *vm, struct vm_info *out)
 {
-	bool small = false, huge = false, thp = false;
+	bool small = false, huge = false, thp = false, both = false;
 
 	for (unsigned int i = 0; i < atomic_load(&vm->n_blocks); i++) {
 		struct block *b = atomic_load(&vm->blocks[i]);
@@ -57,7 +57,8 @@ static void fill_blocks(struct vm *vm, struct vm_info *out)
 		out->table_bytes += page_table_footprint(&b->table);
 		out->policy_bytes += atomic_load(&b->ages) ? b->units : 0;
 		small |= b->kind == BLOCK_SHMEM;
-		thp |= b->kind == BLOCK_THP;
+		thp |= b->kind == BLOCK_THP || b->kind == BLOCK_MIXED;
+		both |= b->kind == BLOCK_MIXED;
 		huge |= b->kind == BLOCK_HUGETLB;
 	}
 	snprintf(out->memory_kind, sizeof(out->memory_kind), "%s",
@@ -66,9 +67,9 @@ static void fill_blocks(struct vm *vm, struct vm_info *out)
 		 : thp			? "shmem-thp"
 					: "shmem");
 	snprintf(out->granularity, sizeof(out->granularity), "%s",
-		 small && (thp || huge) ? "mixed"
-		 : small		? "4K"
-					: "2M");
+		 both || (small && (thp || huge)) ? "mixed"
+		 : small			  ? "4K"
+						  : "2M");
 }
 
 /* Under policy_lock. */

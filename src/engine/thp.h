@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* thp.h: guest RAM on transparent huge pages, taken and given back 2 MiB at a time. */
+/* thp.h: guest RAM on transparent huge pages: how it is split, and made whole again. */
 #ifndef ENGINE_THP_H
 #define ENGINE_THP_H
 
@@ -7,8 +7,8 @@
 
 /* True when a region can be kept on huge pages: aligned, eligible, and this kernel can do it. */
 bool thp_suits(struct engine *eng, const struct attach_region *reg, pid_t pid);
-/* True while the VMM may get more mappings by our registering parts of its RAM differently. */
-bool thp_may_split(struct block *b);
+/* What a block of kind THP or MIXED needs beside its table; -ENOMEM. block_free() frees it. */
+int thp_block_init(struct block *b);
 
 /*
  * Makes any access to the unit a fault that comes to us. The caller has claimed it (PROTECTED).
@@ -19,6 +19,28 @@ int thp_protect(struct block *b, uint64_t unit);
 void thp_unprotect(struct block *b, uint64_t unit);
 /* True when the unit is registered as thp_protect() does; may be true for longer. */
 bool thp_is_split(const struct block *b, uint64_t unit);
+
+/* ---- blocks of kind MIXED ---- */
+
+/*
+ * Splits what is whole of the extents that the units are in, so that a unit can be protected by
+ * itself. The caller has claimed one unit in each of them. 0 or -errno.
+ */
+int thp_split_run(struct block *b, uint64_t unit, uint64_t n);
+/* All of it, by whoever takes a block over, before anybody else knows of it. */
+void thp_set_all_split(struct block *b);
+/*
+ * Makes the extent of a unit one huge page again, if all of it is resident and nobody works on it.
+ * Takes milliseconds; the prefetcher's.
+ */
+void thp_merge(struct block *b, uint64_t unit);
+/*
+ * Looks at some split extents, and has those made whole that were found resident and in use as a
+ * whole a few times in a row. From time to time; the keeper's.
+ */
+void thp_look(struct vm *vm);
+/* The range, grown over the whole extents at its ends: dropping a part would split them. */
+void thp_grow(const struct block *b, uint64_t *unit, uint64_t *count);
 /*
  * After a takeover, which cannot know how each unit is registered: those that have no copy
  * elsewhere are registered as resident ones, the others count as protected.

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "engine/internal.h"
+#include "engine/thp.h"
 #include "sys/pagemap.h"
 #include "sys/procinfo.h"
 
@@ -280,6 +281,8 @@ static int zap_part(struct block *b, uint64_t unit, uint64_t count, uint64_t at,
 	struct zap_batch *z = arg;
 
 	(void)at;
+	if (b->kind == BLOCK_MIXED)
+		thp_grow(b, &unit, &count);
 	note_uses(b, unit, count, z->apart);
 	vm_trace_forget(b, unit, count, z->recording);
 	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
@@ -326,7 +329,7 @@ static int needs_host(struct block *b, uint64_t unit, uint64_t count, uint64_t a
 	(void)unit;
 	(void)count;
 	(void)at;
-	*needs |= b->kind != BLOCK_SHMEM;
+	*needs |= !block_is_small(b);
 	for (unsigned int i = 0; i < atomic_load(&b->n_mappings); i++) {
 		struct mapping *m = atomic_load(&b->mappings[i]);
 

@@ -79,6 +79,12 @@ int unit_protect_run(struct block *b, uint64_t unit, uint64_t n)
 {
 	if (b->kind == BLOCK_THP)
 		return n == 1 ? thp_protect(b, unit) : -EINVAL;
+	if (b->kind == BLOCK_MIXED) {
+		int split = thp_split_run(b, unit, n);
+
+		if (split)
+			return split;
+	}
 	FOR_EACH_MAPPING(b, m, i)
 	{
 		uint64_t addr, bytes;
@@ -239,7 +245,7 @@ int unit_fill(struct block *b, uint64_t unit, const void *data, bool *partial)
 		if (data)
 			r = uffd_copy(m->att->uffd, addr + done, (const char *)data + done,
 				      bytes - done, 0);
-		else if (b->kind == BLOCK_SHMEM)
+		else if (block_is_small(b))
 			r = uffd_zero(m->att->uffd, addr + done, bytes - done);
 		else
 			r = uffd_copy(m->att->uffd, addr + done, b->vm->eng->zeroes, bytes - done,
@@ -266,7 +272,7 @@ unsigned int unit_fill_run(struct block *b, uint64_t unit, const void *data, uns
 	struct mapping *m = atomic_load(&b->mappings[0]);
 	int64_t r;
 
-	if (!m || b->kind != BLOCK_SHMEM)
+	if (!m || !block_is_small(b))
 		return 0;
 	r = uffd_copy(m->att->uffd, mapping_addr(m, unit), data, (uint64_t)n << b->unit_shift, 0);
 	return r > 0 ? (unsigned int)(r >> b->unit_shift) : 0;

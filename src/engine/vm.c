@@ -99,8 +99,10 @@ void block_free(struct block *b)
 	if (b->memfd >= 0)
 		close(b->memfd);
 	pthread_mutex_destroy(&b->pin_lock);
+	pthread_mutex_destroy(&b->split_lock);
 	free((void *)atomic_load(&b->ages));
 	free(b->split);
+	free(b->whole);
 	free(b);
 }
 

@@ -51,8 +51,10 @@ enum vm_counter {
 
 enum block_kind {
 	BLOCK_SHMEM,   /* 4 KiB pages of tmpfs; unit 4 KiB */
-	BLOCK_THP,     /* tmpfs with transparent huge pages kept; unit 2 MiB */
+	BLOCK_THP,     /* tmpfs with transparent huge pages kept whole; unit 2 MiB */
 	BLOCK_HUGETLB, /* hugetlbfs, 2 MiB; unit 2 MiB */
+	BLOCK_MIXED,   /* tmpfs with transparent huge pages, or without: by extents of 2 MiB that
+			  are split and made whole again; unit 4 KiB */
 };
 
 /* A piece of memory that outlives the daemon: a memfd and our mapping of it. */
@@ -87,9 +89,12 @@ struct block {
 	enum block_kind kind;
 	_Atomic bool minor; /* registered MINOR: see minor_wanted() */
 	_Atomic uint64_t splits,
-		max_splits;	 /* units registered apart from their neighbours (THP) */
-	_Atomic uint64_t *split; /* a bit for each of them; NULL unless THP: see thp.c */
-	_Atomic bool gone;	 /* being unplugged: no eviction any more */
+		max_splits;	    /* extents of 2 MiB registered apart from their neighbours */
+	_Atomic uint64_t *split;    /* a bit for each; NULL unless THP or MIXED: see thp.c */
+	pthread_mutex_t split_lock; /* MIXED: one change of how an extent is registered at a time */
+	_Atomic uint8_t *whole;	    /* MIXED: a byte an extent, see thp_look() */
+	uint64_t look_hand;	    /* the extent that it looks at next */
+	_Atomic bool gone;	    /* being unplugged: no eviction any more */
 	int memfd;
 	dev_t dev;
 	ino_t ino;
@@ -356,6 +361,26 @@ static inline void vm_add(struct vm *vm, enum vm_counter c, uint64_t n)
 static inline uint64_t block_unit_bytes(const struct block *b)
 {
 	return UINT64_C(1) << b->unit_shift;
+}
+
+/* Extents of 2 MiB, and the one that a unit is in, for blocks that have them (THP, MIXED). */
+#define EXTENT_BYTES (UINT64_C(2) << 20)
+#define EXTENT_UNITS 512u /* of a MIXED block */
+
+static inline uint64_t block_extents(const struct block *b)
+{
+	return b->bytes / EXTENT_BYTES;
+}
+
+static inline uint64_t block_extent_of(const struct block *b, uint64_t unit)
+{
+	return (unit << b->unit_shift) / EXTENT_BYTES;
+}
+
+/* Its units are pages of 4 KiB. */
+static inline bool block_is_small(const struct block *b)
+{
+	return b->kind == BLOCK_SHMEM || b->kind == BLOCK_MIXED;
 }
 
 /* Offset of a unit in the block's memfd. */
