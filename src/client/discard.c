@@ -60,6 +60,8 @@ void client_discarded(struct client *c, void *addr, size_t bytes)
 	if (!atomic_load_explicit(&c->started, memory_order_acquire))
 		return;
 	pthread_mutex_lock(&c->lock);
+	/* A daemon may have evicted before we read its answer to the attach. */
+	region_wait_offers(c, clock_ns() + DISCARD_WAIT_MS * NS_PER_MS);
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
 		struct region *r = &c->regions[i];
 		uint64_t from, to;
@@ -86,6 +88,8 @@ void client_punched(struct client *c, int fd, off_t offset, off_t bytes)
 	if (!atomic_load_explicit(&c->started, memory_order_acquire) || fstat(fd, &st))
 		return;
 	pthread_mutex_lock(&c->lock);
+	/* A daemon may have evicted before we read its answer to the attach. */
+	region_wait_offers(c, clock_ns() + DISCARD_WAIT_MS * NS_PER_MS);
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
 		struct region *r = &c->regions[i];
 		uint64_t from, to;

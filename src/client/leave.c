@@ -62,6 +62,7 @@ void client_before_share(struct client *c, int fd, pid_t peer)
 	    fstat(fd, &st))
 		return;
 	pthread_mutex_lock(&c->lock);
+	region_wait_offers(c, clock_ns() + ASIDE_WAIT_MS * NS_PER_MS);
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++) {
 		struct region *r = &c->regions[i];
 
@@ -154,6 +155,8 @@ void client_exit(struct client *c)
 	for (unsigned int i = 0; i < CLIENT_REGIONS_MAX; i++)
 		named |= c->regions[i].named && region_known(&c->regions[i]);
 	atomic_store(&c->finished, true);
+	if (named) /* by an attach that is under way, too */
+		region_wait_offers(c, clock_ns() + EXIT_WAIT_S * NS_PER_S);
 	if (named && c->link == LINK_ATTACHED && detach_locked(c, EXIT_WAIT_S))
 		say("the daemon did not bring back what it had of this VM's files");
 	pthread_mutex_unlock(&c->lock);

@@ -14,6 +14,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 PAGE = 4096
 API, REGISTER, UNREGISTER, WAKE, COPY = (0xC018AA3F, 0xC020AA00, 0x8010AA01, 0x8010AA02,
@@ -153,6 +154,7 @@ class Vm:
                                 "desc": str(e)}}
         data = json.dumps(answer).encode() + b"\n" + self.daemon.behind.pop(command, b"")
         self.daemon.note(("answered", command))
+        time.sleep(self.daemon.late.pop(command, 0))
         try:
             if lent:
                 socket.send_fds(self.sock, [data], lent)
@@ -263,6 +265,7 @@ class FakeDaemon:
     def __init__(self, path):
         self.path, self.vms, self.log = path, [], []
         self.errors, self.silent, self.knows_share = {}, set(), True
+        self.late = {}  # command: seconds between the deed and its answer
         self.behind = {}  # command: what is sent in one piece with its answer
         self.inherited = {}  # region: what a daemon that died had stored of it
         self.device, self.faults, self.stopping = None, 0, False

@@ -318,6 +318,35 @@ class PreloadTest(unittest.TestCase):
 
     # ---- RAM that leaves the daemon's sight ----
 
+    def unanswered(self, name):
+        """A guest whose attach is done, and evicted from, before it can know; its VM and region."""
+        self.daemon.late["attach"] = 0.5
+        self.daemon.start()
+        g = self.guest()
+        g("map", name, SIZE)
+        vm = self.daemon.wait("attach")[2]
+        r = next(iter(vm.regions.values()))
+        g("write", 0, 0, 24)
+        vm.evict(r.id, 0)
+        return g, vm, r
+
+    def test_37_discard_before_the_attach_is_answered(self):
+        g, _, r = self.unanswered("memfd")
+        self.assertEqual(g("punch", 0, 0, PAGE), "ok")
+        self.assertEqual([m[1]["id"] for m in self.daemon.messages("discard")], [r.id])
+        self.assertEqual(g("read", 0, 0), "0")
+
+    def test_38_named_file_is_whole_after_exit_before_the_answer(self):
+        with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="ebb-client-") as f:
+            g, _, _ = self.unanswered(f.name)
+            self.assertEqual(g.end()[0], 0)
+            self.assertEqual(os.pread(f.fileno(), 1, 0), b"\x18")
+
+    def test_39_share_before_the_attach_is_answered(self):
+        g, _, r = self.unanswered("memfd")
+        self.assertEqual(g("send", 0, 0), "24")
+        self.assertEqual([m[1] for m in self.daemon.messages("share")], [{"id": r.id}])
+
     def test_30_descriptor_leaves_after_content_is_back(self):
         for knows in (True, False):
             with self.subTest(share=knows), self.afresh():
