@@ -52,16 +52,6 @@ struct bench {
 	uint64_t cleared, minor, evictions; /* in all attached stretches */
 };
 
-static uint64_t daemon_cpu_ns(const struct bench *b)
-{
-	clockid_t clock;
-	struct timespec t;
-
-	if (clock_getcpuclockid(b->e.daemon.pid, &clock) || clock_gettime(clock, &t))
-		errx(1, "the daemon is gone");
-	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
-}
-
 static void attach(struct bench *b)
 {
 	if (native_attach(b->e.client, VM, &b->e.mem, 1, NATIVE_SERVE_ZAP))
@@ -123,11 +113,11 @@ static struct stretch stretch(struct bench *b)
 
 	touch_all(b);
 	work(b, b->seconds / WARM_PART, &s.wrong);
-	daemon = daemon_cpu_ns(b);
+	daemon = ebb_cpu_ns(&b->e);
 	cpu = clock_thread_cpu_ns();
 	n = work(b, b->seconds, &s.wrong);
 	s.program_ns = (double)(clock_thread_cpu_ns() - cpu) / (double)n;
-	s.daemon_ns = (double)(daemon_cpu_ns(b) - daemon) / (double)n;
+	s.daemon_ns = (double)(ebb_cpu_ns(&b->e) - daemon) / (double)n;
 	return s;
 }
 

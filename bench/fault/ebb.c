@@ -4,7 +4,10 @@
 
 #include <err.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
+
+#include "base/clock.h"
 
 #define VM "bench"
 
@@ -35,6 +38,16 @@ int ebb_start(struct ebb *e, const struct guest_content *c, enum native_kind kin
 uint64_t ebb_number(struct ebb *e, const char *name)
 {
 	return daemon_vm_number(&e->daemon, VM, name);
+}
+
+uint64_t ebb_cpu_ns(const struct ebb *e)
+{
+	clockid_t clock;
+	struct timespec t;
+
+	if (clock_getcpuclockid(e->daemon.pid, &clock) || clock_gettime(clock, &t))
+		errx(1, "the daemon is gone");
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
 uint64_t ebb_reclaim(struct ebb *e)

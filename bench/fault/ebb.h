@@ -37,6 +37,8 @@ void ebb_prefetch_policy(struct ebb *e, const char *name);
 void ebb_overhead(struct ebb *e, struct ebb_overhead *out);
 void ebb_counters(struct ebb *e, struct ebb_counters *out);
 uint64_t ebb_number(struct ebb *e, const char *name);
+/* CPU time that the daemon has taken, all of its threads. */
+uint64_t ebb_cpu_ns(const struct ebb *e);
 /* Detaches, verifies and ends the daemon; returns wrong pages. */
 uint64_t ebb_stop(struct ebb *e, const struct guest_content *c);
 

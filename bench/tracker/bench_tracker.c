@@ -63,16 +63,6 @@ static void give(struct bench *b, size_t policy)
 		errx(1, "policy-set: %.300s", b->e.daemon.answer);
 }
 
-static uint64_t daemon_cpu_ns(const struct bench *b)
-{
-	clockid_t clock;
-	struct timespec t;
-
-	if (clock_getcpuclockid(b->e.daemon.pid, &clock) || clock_gettime(clock, &t))
-		errx(1, "the daemon is gone");
-	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
-}
-
 static void *read_quarter(void *arg)
 {
 	struct bench *b = arg;
@@ -94,11 +84,11 @@ static void measure(struct bench *b, size_t policy, unsigned int rounds, double 
 	give(b, policy);
 	printf("  %-20s", policies[policy].title);
 	for (unsigned int r = 0; r < rounds && !guest_stop; r++) {
-		uint64_t cpu = daemon_cpu_ns(b), begin = clock_ns();
+		uint64_t cpu = ebb_cpu_ns(&b->e), begin = clock_ns();
 
 		usleep((useconds_t)(seconds * 1e6));
 		printf(" %6.2f",
-		       100.0 * (double)(daemon_cpu_ns(b) - cpu) / (double)(clock_ns() - begin));
+		       100.0 * (double)(ebb_cpu_ns(&b->e) - cpu) / (double)(clock_ns() - begin));
 	}
 	printf("   %llu thousand pages looked at again\n",
 	       (unsigned long long)(ebb_number(&b->e, "units-cleared") - cleared) / 1000);

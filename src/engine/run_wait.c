@@ -33,13 +33,15 @@ static bool room_for(struct vm *vm, uint64_t n)
 	       (uint64_t)atomic_load(&vm->resident) <= target;
 }
 
-/* A slot holds unit * 2 + 1, and one more bit of it whether a fault has waited; 0: nothing. */
+/* A slot holds a unit above two bits: that it holds one, and that a fault has waited; 0: nothing.
+ */
+#define HELD   UINT64_C(1)
+#define WAITED UINT64_C(2)
+
 static uint64_t as_slot(uint64_t vm_unit)
 {
-	return (vm_unit << 2) | 1;
+	return vm_unit << 2 | HELD;
 }
-
-#define WAITED UINT64_C(2)
 
 void run_wait_short(struct vm *vm, uint64_t vm_unit)
 {

@@ -179,6 +179,22 @@ uint64_t rig_number(struct rig *r, const char *name)
 	return daemon_vm_number(&r->d, "vm", name);
 }
 
+uint64_t rig_backend_number(struct rig *r, const char *backend, const char *name)
+{
+	char of[64], key[80];
+	const char *p;
+
+	daemon_ask(&r->d, "{\"execute\":\"query-backends\"}");
+	snprintf(of, sizeof(of), "\"name\":\"%s\"", backend);
+	snprintf(key, sizeof(key), "\"name\":\"%s\"", name);
+	p = strstr(r->d.answer, of);
+	p = p ? strstr(p, key) : NULL;
+	p = p ? strstr(p, "\"value\":") : NULL;
+	if (!p)
+		errx(1, "no %s of %s: %.2000s", name, backend, r->d.answer);
+	return strtoull(p + strlen("\"value\":"), NULL, 10);
+}
+
 void rig_until(struct rig *r, const char *name, uint64_t at_least)
 {
 	uint64_t end = clock_ns() + PATIENCE_NS;

@@ -65,6 +65,8 @@ uint64_t rig_reclaim(struct rig *r, uint64_t bytes);
 void rig_evict_all(struct rig *r);
 bool rig_cached(const struct rig *r, size_t unit);
 uint64_t rig_number(struct rig *r, const char *name);
+/* A statistic of a backend, from query-backends; the test ends where there is none. */
+uint64_t rig_backend_number(struct rig *r, const char *backend, const char *name);
 /* Waits (30 s at most: CHECKed) until the number is at least that. */
 void rig_until(struct rig *r, const char *name, uint64_t at_least);
 /* The text of query-vm's "suspended". */

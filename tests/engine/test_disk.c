@@ -169,21 +169,6 @@ static uint64_t tier(struct rig *r, const char *backend)
 	return strtoull(p + strlen("\"units-bytes\":"), NULL, 10);
 }
 
-/* A statistic of the backend `disk`. */
-static uint64_t count(struct rig *r, const char *name)
-{
-	char key[80];
-	const char *p;
-
-	daemon_ask(&r->d, "{\"execute\":\"query-backends\"}");
-	snprintf(key, sizeof(key), "\"name\":\"%s\"", name);
-	p = strstr(r->d.answer, "\"name\":\"disk\"");
-	p = p ? strstr(p, key) : NULL;
-	p = p ? strstr(p, "\"value\":") : NULL;
-	CHECK(p);
-	return strtoull(p + strlen("\"value\":"), NULL, 10);
-}
-
 /* Writes to all that can still be used, so that it has this generation, and evicts it. */
 static void evict(struct rig *r, const bool *lost, uint64_t generation)
 {
@@ -284,8 +269,8 @@ static void eio(struct rig *r)
 	good = r->ram.bytes - n * r->unit_bytes;
 	rig_until(r, "pages-lost", n);
 	CHECK_EQ(rig_number(r, "pages-lost"), n);
-	CHECK_EQ(count(r, "corrupt"), OVERWRITTEN);
-	CHECK_EQ(count(r, "load-errors"), n - OVERWRITTEN);
+	CHECK_EQ(rig_backend_number(r, "disk", "corrupt"), OVERWRITTEN);
+	CHECK_EQ(rig_backend_number(r, "disk", "load-errors"), n - OVERWRITTEN);
 	rig_event(r, "PAGE_LOST");
 	logged(log, "reads failed");
 	disk_fails(0, 0);
@@ -294,7 +279,7 @@ static void eio(struct rig *r)
 	disk_fails(SEGMENT, DISK_BYTES);
 	evict(r, lost, ++generation);
 	CHECK_EQ(tier(r, "compressed"), good);
-	CHECK(count(r, "store-errors") > 0);
+	CHECK(rig_backend_number(r, "disk", "store-errors") > 0);
 	logged(log, "writes failed");
 	check(r, lost, generation);
 

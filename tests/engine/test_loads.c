@@ -313,24 +313,6 @@ static void starved(struct rig *r)
 	rig_end(r);
 }
 
-/* A number of the inject backend in the answer of query-backends. */
-static uint64_t backend_stat(struct rig *r, const char *name)
-{
-	char key[64];
-	const char *p;
-
-	daemon_ask(&r->d, "{\"execute\":\"query-backends\"}");
-	snprintf(key, sizeof(key), "\"%s\"", name);
-	p = strstr(r->d.answer, "\"inject\"");
-	if (p)
-		p = strstr(p, key);
-	if (p)
-		p = strstr(p, "\"value\":");
-	if (!p)
-		errx(1, "no %s: %.2000s", name, r->d.answer);
-	return strtoull(p + 8, NULL, 10);
-}
-
 /* Whatever is stored or loaded lies in buffers that the backend was told of before. */
 static void announced(struct rig *r)
 {
@@ -345,9 +327,9 @@ static void announced(struct rig *r)
 		rig_access_end(&a[i]);
 	daemon_ask(&r->d, "{\"execute\":\"vm-prefetch\",\"arguments\":{\"vm\":\"vm\"}}");
 	rig_check_all(r);
-	CHECK(backend_stat(r, "loads") >= 120);
-	CHECK(backend_stat(r, "stores") >= r->units);
-	CHECK_EQ(backend_stat(r, "outside"), 0);
+	CHECK(rig_backend_number(r, "inject", "loads") >= 120);
+	CHECK(rig_backend_number(r, "inject", "stores") >= r->units);
+	CHECK_EQ(rig_backend_number(r, "inject", "outside"), 0);
 	rig_end(r);
 }
 
